@@ -1,0 +1,239 @@
+"""The job spec: what a user writes in YAML and submits. Strict: what is not understood is refused by its path."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from protocol.models import PRESETS, ModelConfig
+
+MAX_SPEC_BYTES = 1_000_000
+"""A spec larger than this is refused unread."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+class InvalidSpec(ValueError):
+    """A job spec that cannot be accepted; `problems` has one `path: what is wrong` line for each fault."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class Part(BaseModel):
+    """Base of every part of a spec: no unknown fields, no silent conversion, frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _safe_path(value: str) -> str:
+    path = PurePosixPath(value)
+    if "\0" in value or ".." in path.parts:
+        raise ValueError("a path may not contain '..' or a NUL byte: name the place itself")
+    return value
+
+
+class Width(Part):
+    """Between how many workers a job can run."""
+
+    min: Annotated[int, Field(ge=1, le=100_000)] = 1
+    max: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Width:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is greater than max ({self.max}): no width satisfies both")
+        return self
+
+
+class Optimizer(Part):
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class TrainPart(Part):
+    """Elastic training of a built-in model on text."""
+
+    preset: str | None = Field(default=None, description="name of an architecture in protocol.models.PRESETS")
+    model: ModelConfig = ModelConfig()
+    data: Text = Field(
+        default="pydoc",
+        description="'pydoc': the documentation inside every Python; else the path of a UTF-8 text file",
+    )
+    steps: Annotated[int, Field(ge=1, le=100_000_000)] = 200
+    global_batch: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=16, description="sequences per step, at any width"
+    )
+    sequence_length: Annotated[int, Field(ge=2, le=1_000_000)] = 128
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    optimizer: Optimizer = Optimizer()
+    snapshot_every: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=8, description="steps between in-memory snapshots"
+    )
+    checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=100, description="steps between checkpoints on disk")
+    output: Text = Field(description="folder for checkpoints and the finished model")
+
+    _paths = field_validator("data", "output")(_safe_path)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("preset") is None:
+            return value
+        preset = value["preset"]
+        if preset not in PRESETS:
+            raise ValueError(f"preset {preset!r} is not known: use one of {', '.join(sorted(PRESETS))}")
+        fields = value.get("model") or {}
+        if not isinstance(fields, dict):
+            return value
+        return {**value, "model": {**PRESETS[preset].model_dump(), **fields}}
+
+
+class ServePart(Part):
+    """An OpenAI-compatible endpoint for a model whose experts lie on several nodes."""
+
+    model: Text = Field(description="Hugging Face folder, e.g. the output of a train job")
+    shape: ModelConfig | None = Field(
+        default=None, description="filled in from the folder's config.json by the client when it submits"
+    )
+    engines: Width = Width(min=1, max=1)
+    shards: Width = Width(min=1, max=2)
+    copies: Annotated[int, Field(ge=1, le=8)] = Field(default=2, description="live copies wanted of every expert")
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 16
+    max_length: Annotated[int, Field(ge=2, le=10_000_000)] = 1024
+    queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(default=0, description="0: any free port")
+
+    _paths = field_validator("model")(_safe_path)
+
+
+Scalar = str | int | float | bool
+
+
+class TaskPart(Part):
+    """A command, or a Python function, over an array of parameters. `{name}` in the command stands for a parameter."""
+
+    command: Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
+    function: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = Field(
+        default=None, description="'module:function', importable on the nodes"
+    )
+    pickled: str | None = Field(default=None, description="base64 of a cloudpickled function, written by fallow.Client")
+    array: Annotated[list[dict[str, Scalar]], Field(min_length=1, max_length=1_000_000)] = [{}]
+    retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=2, description="for an item's own failures; reclaims never count"
+    )
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+    output: Text = Field(description="folder for results and logs of the items")
+
+    _paths = field_validator("output")(_safe_path)
+
+    @model_validator(mode="after")
+    def _one_thing_to_run(self) -> TaskPart:
+        if sum(x is not None for x in (self.command, self.function, self.pickled)) != 1:
+            raise ValueError("give exactly one of command, function")
+        return self
+
+
+class JobSpec(Part):
+    """One job as submitted."""
+
+    kind: Literal["train", "serve", "task"]
+    name: Name
+    width: Width | None = Field(
+        default=None, description="workers of a train or task job; a serve job has engines and shards"
+    )
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    device_kinds: list[Name] = Field(default=[], description="kinds of device it can use; empty: any")
+    train: TrainPart | None = None
+    serve: ServePart | None = None
+    task: TaskPart | None = None
+
+    @model_validator(mode="after")
+    def _part_matches_kind(self) -> JobSpec:
+        for part in ("train", "serve", "task"):
+            present = getattr(self, part) is not None
+            if part == self.kind and not present:
+                raise ValueError(f"a {part} job needs a '{part}:' part")
+            if part != self.kind and present:
+                raise ValueError(f"a {self.kind} job cannot have a '{part}:' part: remove it or change kind")
+        if self.kind == "serve" and self.width is not None:
+            raise ValueError("width: a serve job is sized by serve.engines and serve.shards; remove width")
+        return self
+
+    @property
+    def min_width(self) -> int:
+        """Fewest workers that the job runs with."""
+        if self.serve is not None:
+            return self.serve.engines.min + self.serve.shards.min
+        return (self.width or Width()).min
+
+    @property
+    def max_width(self) -> int:
+        """Most workers that the job can use."""
+        if self.serve is not None:
+            return self.serve.engines.max + self.serve.shards.max
+        return (self.width or Width()).max
+
+
+def parse_yaml(text: str) -> JobSpec:
+    """Read a job spec from YAML (or JSON). Raises `InvalidSpec` with a line for each fault."""
+    if len(text.encode()) > MAX_SPEC_BYTES:
+        raise InvalidSpec([f"spec: larger than {MAX_SPEC_BYTES} bytes; move data into files"])
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidSpec(["spec: not YAML: " + re.sub(r"\s+", " ", str(error))]) from error
+    if not isinstance(raw, dict):
+        raise InvalidSpec(["spec: must be a mapping of fields such as 'kind:' and 'name:'"])
+    return parse(raw)
+
+
+def parse_json(text: str) -> JobSpec:
+    """Read a job spec from the JSON that travels on the wire. Raises `InvalidSpec`."""
+    if len(text.encode()) > MAX_SPEC_BYTES:
+        raise InvalidSpec([f"spec: larger than {MAX_SPEC_BYTES} bytes; move data into files"])
+    try:
+        return JobSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise InvalidSpec(_problems(error)) from error
+
+
+def parse(raw: dict[str, Any]) -> JobSpec:
+    """Read a job spec from a mapping. Raises `InvalidSpec`."""
+    try:
+        return JobSpec.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidSpec(_problems(error)) from error
+
+
+def _problems(error: ValidationError) -> list[str]:
+    return [
+        f"{'.'.join(str(p) for p in fault['loc']) or 'spec'}: {fault['msg'].removeprefix('Value error, ')}"
+        for fault in error.errors()
+    ]

@@ -1,0 +1,65 @@
+"""What the planner is given and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.domain.cluster import Lease, LeaseKey
+from scheduler.domain.jobs import Assignment, Job
+from scheduler.domain.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a plan may depend on. `version` grows with every change of the inventory."""
+
+    version: int
+    now_s: float
+    leases: tuple[Lease, ...]  # live ones, sorted by key
+    jobs: tuple[Job, ...]  # live ones, sorted by id
+    connected_sites: tuple[str, ...]  # sorted; nothing is placed at a site that is away
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Give a job this set of workers (none: park it)."""
+
+    assignment: Assignment
+    cause: str  # "start", "grow", "shrink", "reclaim", "loss", "move"
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A draining lease carries no worker any more: its agent may stop the raylet."""
+
+    lease: LeaseKey
+    cause: str
+
+
+Step = Assign | Release
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """A job that does not run, or not at its full width, and why."""
+
+    job: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A proposal made of `snapshot_version`; commit keeps what still fits."""
+
+    snapshot_version: int
+    steps: tuple[Step, ...]
+    unplaced: tuple[Unplaced, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A step that commit would not apply, and why."""
+
+    step: Step
+    reason: Reason
