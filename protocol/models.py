@@ -45,7 +45,7 @@ class ModelConfig(BaseModel):
     def _consistent(self) -> ModelConfig:
         if self.experts_per_token > self.experts:
             raise ValueError(
-                f"experts_per_token is {self.experts_per_token} but there are only {self.experts} experts: lower it or add experts"
+                f"experts_per_token is {self.experts_per_token} but there are only {self.experts} experts: lower it"
             )
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
