@@ -1,0 +1,165 @@
+"""Every trace format gives the same kind of trace, and what is wrong with a file is said by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.simulation.job_mix import read_job_mix
+from scheduler.simulation.traces import BadTrace, IdleInterval, Trace, read_trace
+from scheduler.simulation.traces.sacct import expand_hostlist
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def written(folder: Path, text: str, name: str = "trace.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def assert_tidy(trace: Trace) -> None:
+    assert list(trace.intervals) == sorted(trace.intervals)
+    by_node = defaultdict(list)
+    for interval in trace.intervals:
+        assert interval.start_s < interval.end_s
+        by_node[interval.node].append(interval)
+    for spans in by_node.values():
+        assert all(a.end_s < b.start_s for a, b in pairwise(spans))
+
+
+def test_idle_table_is_sorted_and_touching_intervals_become_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "node,start_s,end_s\nb,5,9\na,10,20\na,0,10\n")
+    trace = read_trace(path)
+    assert trace.intervals == (IdleInterval(0, "a", 20), IdleInterval(5, "b", 9))
+    assert trace.idle_node_s == 24
+    assert trace.between(8, 12).intervals == (IdleInterval(8, "a", 12), IdleInterval(8, "b", 9))
+
+
+def test_unknown_columns_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = written(tmp_path, "rack,node,end_s,start_s\nr1,a,4,1\n")
+    trace = read_trace(path)
+    assert trace.intervals == (IdleInterval(1, "a", 4),)
+    assert trace.left_out == (("column rack", 1),)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("node,start_s,end_s\na,0,10\na,5,12\n", 3, "overlap"),
+        ("node,start_s,end_s\na,-1,10\n", 2, "negative"),
+        ("node,start_s,end_s\na,10,1\n", 2, "before its start"),
+        ("node,start_s,end_s\na,x,1\n", 2, "not a number"),
+        ("node,start_s,end_s\na,1\n", 2, "cells"),
+        ("node,start_s\na,1\n", 1, "end_s"),
+        ("hello\n", 1, "not a trace"),
+        ("; MaxNodes: 4\n1 2 3\n", 2, "fields"),
+        ("JobID|Start|End|NodeList\n1|yesterday|2024-01-01T00:00:00|n1\n", 2, "not a time"),
+        ('{"kind": "lease_opened"}\n', 1, "event log"),
+    ],
+)
+def test_bad_traces_are_refused_by_file_and_line(tmp_path: Path, text: str, line: int, problem: str) -> None:
+    with pytest.raises(BadTrace, match=rf"trace\.csv, line {line}: .*{problem}"):
+        read_trace(written(tmp_path, text))
+
+
+def test_a_cut_gzip_names_the_line_where_it_ends(tmp_path: Path) -> None:
+    rows = "".join(f"n{i},{i},{i + 7}\n" for i in range(20_000))
+    path = tmp_path / "cut.csv.gz"
+    path.write_bytes(gzip.compress(("node,start_s,end_s\n" + rows).encode())[:-2000])
+    with pytest.raises(BadTrace, match=r"cut\.csv\.gz, line \d+: the gzip file is cut"):
+        read_trace(path)
+
+
+@given(
+    jobs=st.lists(
+        st.tuples(st.integers(0, 500), st.integers(0, 50), st.integers(1, 200), st.integers(1, 8)),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_swf_idle_and_used_time_fill_the_machine(
+    tmp_path_factory: pytest.TempPathFactory, jobs: list[tuple[int, ...]]
+) -> None:
+    lines = ["; MaxNodes: 400"]
+    for number, (submit, wait, run, size) in enumerate(sorted(jobs), 1):
+        lines.append(f"{number} {submit} {wait} {run} {size} -1 -1 {size} -1 -1 1 1 1 -1 -1 -1 -1 -1")
+    trace = read_trace(written(tmp_path_factory.mktemp("swf"), "\n".join(lines), "log.swf"))
+    assert_tidy(trace)
+    first = min(s + w for s, w, _, _ in jobs)
+    last = max(s + w + r for s, w, r, _ in jobs)
+    used = sum(r * n for _, _, r, n in jobs)
+    assert trace.idle_node_s == pytest.approx(400 * (last - first) - used)
+
+
+def test_sacct_output_gives_what_no_allocation_holds(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "JobID|Start|End|NodeList|State\n"
+        "1|2024-01-01T00:00:00|2024-01-01T00:10:00|n[1-2]|COMPLETED\n"
+        "1.batch|2024-01-01T00:00:00|2024-01-01T00:10:00|n1|COMPLETED\n"
+        "2|2024-01-01T00:15:00|2024-01-01T00:20:00|n1|CANCELLED by 5\n"
+        "3|Unknown|Unknown|None assigned|PENDING\n"
+        "4|2024-01-01T00:16:00|Unknown|n2|RUNNING\n",
+        "sacct.txt",
+    )
+    trace = read_trace(path)
+    assert trace.intervals == (IdleInterval(600, "n1", 900), IdleInterval(600, "n2", 1200))
+    assert trace.left_out == (("job steps", 1), ("jobs that never started", 1), ("jobs that still run", 1))
+
+
+def test_hostlists_expand_as_slurm_writes_them() -> None:
+    assert expand_hostlist("n[1-3,07],login") == ["n1", "n2", "n3", "n07", "login"]
+    assert expand_hostlist("r[1-2]n[08-10]") == ["r1n08", "r1n09", "r1n10", "r2n08", "r2n09", "r2n10"]
+
+
+def test_leases_of_our_own_event_log_are_its_intervals(tmp_path: Path) -> None:
+    rows = [
+        {"kind": "lease_ended", "at_s": 90.0, "node": "z"},
+        {"kind": "lease_opened", "at_s": 100.0, "node": "a"},
+        {"kind": "job_submitted", "at_s": 110.0},
+        {"kind": "lease_opened", "at_s": 120.0, "node": "b"},
+        {"kind": "lease_ended", "at_s": 150.0, "node": "a"},
+        {"kind": "tick", "at_s": 190.0},
+    ]
+    trace = read_trace(written(tmp_path, "\n".join(json.dumps(row) for row in rows), "events.jsonl"))
+    assert trace.intervals == (IdleInterval(10, "a", 60), IdleInterval(30, "b", 100))
+    assert trace.left_out == (("ends of leases that began before the log", 1),)
+
+
+def test_job_mix_leaves_out_jobs_without_a_curve_and_counts_them(tmp_path: Path) -> None:
+    job = {
+        "job": "J1",
+        "Jmin": 1,
+        "Jmax": 4,
+        "Pmax": 100.0,
+        "Tcup_s": 18.0,
+        "Tcdw_s": 12.0,
+        "Tsub": "2021-02-10T20:21:15",
+        "Ns": [0, 1, 2, 4],
+        "Ps_samples_per_s": [0.0, 10.0, 19.0, 36.0],
+    }
+    later = {**job, "job": "J2", "Tsub": "2021-02-10T20:22:15"}
+    path = written(tmp_path, json.dumps([job, {**job, "Ns": [0], "Ps_samples_per_s": [0.0]}, later]), "jobs.json")
+    jobs, left_out = read_job_mix(path)
+    assert [j.id for j in jobs] == ["J1", "J2"]
+    assert jobs[0].curve == ((1, 10.0), (2, 19.0), (4, 36.0))
+    assert jobs[0].one_node_rate == 10.0
+    assert jobs[1].submitted_s == 60.0
+    assert left_out == (("jobs without a curve", 1),)
+    with pytest.raises(BadTrace, match="job 1 of the list"):
+        read_job_mix(written(tmp_path, json.dumps([{"job": "x"}]), "bad.json"))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the recorded traces are not on this machine (../shared/data)")
+def test_recorded_traces_read_as_their_description_says() -> None:
+    prometheus = read_trace(SHARED / "traces" / "prometheus-2022-03-17.idle.csv.gz")
+    assert len(prometheus.intervals) == 1599
+    assert_tidy(prometheus)
