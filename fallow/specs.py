@@ -1,0 +1,96 @@
+"""From what a user wrote to a job spec that means the same on every machine.
+
+Relative paths in a spec file are taken from the file's own folder; in a mapping or a spec object, from the current
+folder. What the scheduler must know of a served model is read from the model folder here, before the submit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fallow.errors import InvalidSpec, UsageError
+from protocol import jobspec
+from protocol.jobspec import JobSpec
+from protocol.models import ModelConfig
+
+SpecLike = JobSpec | Mapping[str, Any] | str | Path
+"""A spec, a mapping with its fields, or the path of a YAML file."""
+
+_CHECKED_CHARACTERS = 16_000_000  # the rest of a larger file is checked when training reads it
+
+_PATHS = {"train": ("data", "output"), "serve": ("model",), "task": ("output",)}
+
+
+def load_spec(given: SpecLike) -> JobSpec:
+    """Read, check and complete a spec. Raises `InvalidSpec`, or `UsageError` when the file cannot be read."""
+    if isinstance(given, JobSpec):
+        return _complete(given, Path.cwd(), "the spec")
+    if isinstance(given, Mapping):
+        return _complete(_parsed(lambda: jobspec.parse(dict(given)), "the spec"), Path.cwd(), "the spec")
+    path = Path(given).absolute()
+    text = _read(path)
+    return _complete(_parsed(lambda: jobspec.parse_yaml(text), str(path)), path.parent, str(path))
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > jobspec.MAX_SPEC_BYTES:
+            raise InvalidSpec(str(path), [f"spec: larger than {jobspec.MAX_SPEC_BYTES} bytes; move data into files"])
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(str(path), [f"spec: not UTF-8 text at byte {error.start}"]) from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Give the path of a YAML file.") from error
+
+
+def _parsed(parse: Any, origin: str) -> JobSpec:
+    try:
+        spec: JobSpec = parse()
+    except jobspec.InvalidSpec as error:
+        raise InvalidSpec(origin, error.problems) from error
+    return spec
+
+
+def _complete(spec: JobSpec, folder: Path, origin: str) -> JobSpec:
+    part = getattr(spec, spec.kind)
+    changes: dict[str, Any] = {
+        field: str(folder / value)
+        for field in _PATHS[spec.kind]
+        if (value := getattr(part, field)) != "pydoc" or field != "data"
+    }
+    if spec.kind == "train":
+        _check_text(changes.get("data"), origin)
+    if spec.kind == "serve" and part.shape is None:
+        changes["shape"] = _shape(Path(changes["model"]), origin)
+    return spec.model_copy(update={spec.kind: part.model_copy(update=changes)})
+
+
+def _check_text(path: str | None, origin: str) -> None:
+    """Refuse at once what training would refuse later, when the file can be seen from here."""
+    if path is None or not Path(path).is_file():
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            start = file.read(_CHECKED_CHARACTERS)
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(origin, [f"train.data: {path} is not UTF-8 text ({error.reason})"]) from error
+    except OSError as error:
+        raise InvalidSpec(origin, [f"train.data: {path} cannot be read: {error.strerror}"]) from error
+    if not start.strip():
+        raise InvalidSpec(origin, [f"train.data: {path} is empty: there is nothing to train on"])
+
+
+def _shape(folder: Path, origin: str) -> ModelConfig:
+    """The architecture that `runtime.moe` wrote under the key `fallow` of the model's config.json."""
+    path = folder / "config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))["fallow"]
+        return ModelConfig.model_validate_json(json.dumps(described))
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror}; give the folder of a finished train job"
+    except (ValueError, KeyError, TypeError):
+        problem = f"{path} does not describe a model of Fallow's; give serve.shape, or import the model first"
+    raise InvalidSpec(origin, [f"serve.model: {problem}"])
