@@ -87,6 +87,8 @@ class Lease:
     drain_cause: str = ""
     ended_s: float | None = None
     end_cause: str = ""
+    released_s: float | None = None  # when its agent was told that no worker is left
+    booked_until_s: float = 0.0  # the books hold its devices' time up to here
 
     @property
     def is_live(self) -> bool:

@@ -167,6 +167,7 @@ class Job:
     rescales: tuple[RescaleRecord, ...] = ()
     steps_lost: int = 0
     losses_by_reclaim: int = 0  # never counted against the job's own retries
+    site: str = ""  # where its workers are or last were; empty before its first assignment
 
     @property
     def min_width(self) -> int:
@@ -195,3 +196,8 @@ class Worker:
     devices: tuple[str, ...]
     state: WorkerState
     since_s: float
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it still holds its devices."""
+        return self.state not in (WorkerState.ENDED, WorkerState.LOST)

@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scheduler.domain.cluster import Lease, LeaseKey
-from scheduler.domain.jobs import Assignment, Job
+from scheduler.domain.jobs import Assignment, Job, Worker
 from scheduler.domain.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A job that its site refused: not tried again before `until_s`."""
+
+    job: str
+    reason: Reason
+    until_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +27,9 @@ class Snapshot:
     leases: tuple[Lease, ...]  # live ones, sorted by key
     jobs: tuple[Job, ...]  # live ones, sorted by id
     connected_sites: tuple[str, ...]  # sorted; nothing is placed at a site that is away
+    workers: tuple[Worker, ...] = ()  # live ones, sorted by id; those of them that are leaving still hold their devices
+    suspect: tuple[LeaseKey, ...] = ()  # sorted; their agents' streams broke: nothing new is placed there
+    withheld: tuple[Withheld, ...] = ()  # sorted by job
 
 
 @dataclass(frozen=True, slots=True)
