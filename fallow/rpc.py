@@ -10,6 +10,8 @@ import grpc
 
 from fallow.context import Context
 from fallow.errors import FallowError, RefusedError, Unreachable, UsageError
+from protocol.common_pb2 import Reason
+from protocol.metadata import REASON_KEY, TOKEN_KEY
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ def open_channel(context: Context) -> grpc.Channel:
 
 def credentials(context: Context) -> tuple[tuple[str, str], ...]:
     """Metadata that says who calls."""
-    return (("authorization", f"Bearer {context.token}"),) if context.token else ()
+    return ((TOKEN_KEY, f"Bearer {context.token}"),) if context.token else ()
 
 
 def answered(context: Context, call: Callable[[], T]) -> T:
@@ -65,13 +67,15 @@ def streamed(context: Context, stream: Any) -> Iterator[Any]:
 
 
 def _translated(context: Context, error: Any) -> FallowError:
-    """`scheduler.rpc` sends a refusal's code, message and remedy as trailing metadata."""
+    """A refusal carries its reason as trailing metadata; whoever else said no has only a status."""
     status = error.code()
     if status in _NO_ANSWER:
         return Unreachable(
             f"The scheduler at {context.address} does not answer ({error.details()}).",
             "See that it runs (`fallow up`, `fallow scheduler serve`) and that FALLOW_ADDRESS is right.",
         )
-    trailer = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
-    code = trailer.get("fallow-code", status.name.lower())
-    return RefusedError(code, error.details() or status.name, trailer.get("fallow-remedy", ""))
+    for key, value in error.trailing_metadata() or ():
+        if key == REASON_KEY:
+            reason = Reason.FromString(value)
+            return RefusedError(reason.code, reason.message, reason.remedy)
+    return RefusedError(status.name.lower(), error.details() or status.name)

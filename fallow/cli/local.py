@@ -1,0 +1,104 @@
+"""Commands that start processes: a whole Fallow on this machine, the demo, or one part of a real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fallow.cli import output
+from fallow.cli.output import JsonFlag
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(demo)
+    app.command("scheduler", context_settings=_PASS_ON)(scheduler)
+    app.command("site", context_settings=_PASS_ON)(site)
+    app.command("agent", context_settings=_PASS_ON)(agent)
+
+
+def up(
+    nodes: Annotated[int, typer.Option(min=1, max=64, help="How many nodes; each lends a core of this machine.")] = 4,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything runs.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Start a whole Fallow on this machine: scheduler, site and agents."""
+    from fallow.local_cluster import LocalCluster
+
+    cluster = LocalCluster(nodes=nodes)
+    cluster.start(progress=lambda what: print(f"Starting {what} ...", file=sys.stderr))
+    if json:
+        output.print_json({"address": cluster.address, "page": cluster.page, "nodes": cluster.nodes})
+    else:
+        print(f"Fallow is up with {nodes} nodes.\nStatus page  {cluster.page}\nScheduler    {cluster.address}")
+        print(f"Logs         {cluster.home / 'logs'}", flush=True)
+    if detach:
+        return
+    print("Ctrl-C stops it.", file=sys.stderr)
+    wait_for_stop()
+    print("Stopping ...", file=sys.stderr)
+    cluster.stop()
+
+
+def wait_for_stop() -> None:
+    """Return on Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+
+
+def down(json: JsonFlag = False) -> None:
+    """Stop what `fallow up` started. Jobs and books are kept for the next `fallow up`."""
+    from fallow.context import home_dir
+    from fallow.layout import saved_layout
+    from fallow.local_cluster import LocalCluster
+
+    running = saved_layout(home_dir()) is not None
+    if running:
+        LocalCluster().stop()
+    if json:
+        output.print_json({"stopped": running})
+    else:
+        print("Stopped." if running else f"Nothing runs in {home_dir()}.")
+
+
+def demo(
+    data: Annotated[Path | None, typer.Option(help="A UTF-8 text file to train on, in any language.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the summary to this file.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder for everything it makes; a new one if left out.")] = None,
+) -> None:
+    """Show all of it on this machine: train, lose nodes, get them back, serve the result. Takes some minutes."""
+    from fallow.demo.main import run_demo
+
+    raise typer.Exit(run_demo(data=data, json_file=json, home=home))
+
+
+def scheduler() -> None:
+    """Run the central service (see `fallow scheduler --help`)."""
+    _become("scheduler")
+
+
+def site() -> None:
+    """Run a site's process, beside its Ray head (see `fallow site --help`)."""
+    _become("runtime", "site")
+
+
+def agent() -> None:
+    """Lend this machine: run its node agent (see `fallow agent --help`)."""
+    _become("agents")
+
+
+def _become(*module_and_arguments: str) -> None:
+    rest = sys.argv[2:]
+    os.execv(sys.executable, [sys.executable, "-m", *module_and_arguments, *rest])
