@@ -1,0 +1,61 @@
+"""What decoding keeps of a sequence: keys, values, and the last two inputs of every localised filter.
+
+L tokens held, G key and value heads, d head size, D hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from protocol.models import ModelConfig
+
+
+class SequenceCache:
+    """Attention and filter state of one sequence, `length` tokens in every layer.
+
+    A forward pass writes behind `length` and beside `filter_inputs`; only `advance` makes that count. So a pass that
+    failed half way is simply run again.
+    """
+
+    def __init__(
+        self, config: ModelConfig, capacity: int = 64, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.length = 0
+        shape = (config.layers, config.key_value_heads, max(capacity, 1), config.attention_head_size)
+        self._keys = torch.empty(shape, device=device, dtype=dtype)
+        self._values = torch.empty(shape, device=device, dtype=dtype)
+        # [:, 0] is the input before the last, [:, 1] the last one
+        self.filter_inputs = torch.zeros(config.layers, 2, config.hidden_size, device=device, dtype=dtype)
+        self._next_filter_inputs = torch.zeros_like(self.filter_inputs)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the buffers take."""
+        return self._keys.nbytes + self._values.nbytes + self.filter_inputs.nbytes
+
+    def append(self, layer: int, keys_GTd: Tensor, values_GTd: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a layer's new keys and values; returns all of them, (G, L + T, d) each."""
+        end = self.length + keys_GTd.shape[1]
+        self._reserve(end)
+        self._keys[layer, :, self.length : end] = keys_GTd
+        self._values[layer, :, self.length : end] = values_GTd
+        return self._keys[layer, :, :end], self._values[layer, :, :end]
+
+    def remember(self, layer: int, inputs_2D: Tensor) -> None:
+        """The last two inputs of a layer's filter, once this pass is over."""
+        self._next_filter_inputs[layer] = inputs_2D
+
+    def advance(self, tokens: int) -> None:
+        """The pass is over: all layers have taken `tokens` more tokens."""
+        self.length += tokens
+        self.filter_inputs, self._next_filter_inputs = self._next_filter_inputs, self.filter_inputs
+
+    def _reserve(self, length: int) -> None:
+        capacity = self._keys.shape[2]
+        if length <= capacity:
+            return
+        more = max(capacity, length - capacity)
+        shape = (*self._keys.shape[:2], more, self._keys.shape[3])
+        self._keys = torch.cat([self._keys, self._keys.new_empty(shape)], dim=2)
+        self._values = torch.cat([self._values, self._values.new_empty(shape)], dim=2)

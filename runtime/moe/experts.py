@@ -1,0 +1,98 @@
+"""Experts: gated SiLU feed-forward blocks, run without dropping a token, wherever they live.
+
+T tokens, K experts per token, N (token, expert) pairs, D hidden size, F expert size, E experts of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
+
+ExpertId = tuple[int, int]
+"""(layer, expert)"""
+
+
+class ExpertExecutor(Protocol):
+    """Runs the chosen experts of a layer: here, on the other training workers, or on expert shards."""
+
+    def __call__(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """`y_t = sum over k of weights[t, k] * expert[ids[t, k]](x_t)`, (T, D)."""
+
+
+class ExpertWeights(NamedTuple):
+    """One expert's matrices: gate and value stacked, and the way back."""
+
+    w1: Tensor  # (2 F, D)
+    w2: Tensor  # (D, F)
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        """`w2 (silu(gate x) * (value x))`, (N, D)."""
+        gate_NF, value_NF = linear(x_ND, self.w1).chunk(2, dim=1)
+        return linear(silu(gate_NF) * value_NF, self.w2)
+
+
+class Grouped(NamedTuple):
+    """(token, expert) pairs sorted by expert; pairs of one expert keep the order of their tokens."""
+
+    order: Tensor  # (N,): pair (t, k) as t * K + k, by sorted place
+    counts: list[int]  # pairs of each expert
+
+
+def group_by_expert(expert_ids_TK: Tensor, experts: int) -> Grouped:
+    """Sort pairs by expert. The order does not depend on anything but the ids."""
+    flat_N = expert_ids_TK.flatten()
+    return Grouped(torch.argsort(flat_N, stable=True), torch.bincount(flat_N, minlength=experts).tolist())
+
+
+def run_segments(x_ND: Tensor, counts: Sequence[int], experts: Sequence[ExpertWeights]) -> Tensor:
+    """Outputs (N, D) of rows sorted by expert, `counts[e]` rows for `experts[e]`.
+
+    Experts without a row run too: every parameter gets a gradient, and the result depends on `x_ND` always, which
+    keeps the collectives of a distributed backward pass matched.
+    """
+    if not experts:
+        return x_ND
+    rows = x_ND.split(list(counts))
+    return torch.cat([expert(part) for expert, part in zip(experts, rows, strict=True)])
+
+
+def weigh(y_ND: Tensor, grouped: Grouped, weights_TK: Tensor) -> Tensor:
+    """Bring sorted outputs back to their tokens and sum each token's K, weighted: (T, D)."""
+    place_N = torch.empty_like(grouped.order)
+    place_N[grouped.order] = torch.arange(len(place_N), device=place_N.device)
+    y_TKD = y_ND[place_N].unflatten(0, weights_TK.shape)
+    return (y_TKD * weights_TK.to(y_TKD.dtype).unsqueeze(2)).sum(dim=1)
+
+
+class LocalExperts:
+    """Experts in this process: an `ExpertExecutor` if it holds all of them, a bank of some otherwise."""
+
+    def __init__(self, experts: Mapping[ExpertId, ExpertWeights], experts_per_layer: int) -> None:
+        self.experts = dict(experts)
+        self._per_layer = experts_per_layer
+
+    def __call__(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """See `ExpertExecutor`. Raises KeyError for an expert that is not here."""
+        grouped = group_by_expert(expert_ids_TK, self._per_layer)
+        x_ND = x_TD[grouped.order // expert_ids_TK.shape[1]]
+        return weigh(self._run_sorted(layer, x_ND, grouped.counts), grouped, weights_TK)
+
+    def run(self, layer: int, x_ND: Tensor, expert_ids_N: Tensor) -> Tensor:
+        """Row n through expert `expert_ids_N[n]`, unweighted, (N, D). Raises KeyError for one that is not here."""
+        grouped = group_by_expert(expert_ids_N.unsqueeze(1), self._per_layer)
+        y_ND = self._run_sorted(layer, x_ND[grouped.order], grouped.counts)
+        return torch.empty_like(y_ND).index_copy(0, grouped.order, y_ND)
+
+    def _run_sorted(self, layer: int, x_ND: Tensor, counts: list[int]) -> Tensor:
+        idle_too = torch.is_grad_enabled()  # so that every expert's parameters get a gradient
+        wanted = [e for e, count in enumerate(counts) if count or (idle_too and (layer, e) in self.experts)]
+        return run_segments(x_ND, [counts[e] for e in wanted], [self.experts[layer, e] for e in wanted])
+
+
+def expert_shapes(hidden_size: int, expert_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of an expert's two matrices."""
+    return (2 * expert_size, hidden_size), (hidden_size, expert_size)

@@ -1,0 +1,77 @@
+"""Tensor names of Hugging Face folders, and how their tensors differ from ours.
+
+Two layouts: Yuan 2.0 (ours, but that its query and key projections are interleaved) and Mixtral (for models without
+localised filtering and with the top_k router, so that `transformers` can load them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from protocol.models import ModelConfig
+from runtime.moe.experts import ExpertId, ExpertWeights
+
+_MIXTRAL = ((".mlp.gate.", ".block_sparse_moe.gate."),)
+
+
+def is_mixtral(config: ModelConfig) -> bool:
+    """Whether the folder is written in Mixtral's layout."""
+    return config.router == "top_k" and not config.localised_filtering and config.rotary_fraction == 1.0
+
+
+def interleaves_queries(config: ModelConfig) -> bool:
+    """Whether `q_proj` and `k_proj` each hold parts of both, as Yuan's code expects."""
+    return config.localised_filtering and config.key_value_heads == config.heads
+
+
+def dense_name(config: ModelConfig, name: str) -> str:
+    """The checkpoint's name of one of our dense parameters."""
+    if is_mixtral(config):
+        for ours, theirs in _MIXTRAL:
+            name = name.replace(ours, theirs)
+    return name
+
+
+def expert_names(config: ModelConfig, key: ExpertId) -> list[str]:
+    """The checkpoint's names of an expert's tensors."""
+    layer, expert = key
+    if is_mixtral(config):
+        return [f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{w}.weight" for w in ("w1", "w3", "w2")]
+    return [f"model.layers.{layer}.mlp.experts.{expert}.{w}.weight" for w in ("w1", "w2")]
+
+
+def split_expert(config: ModelConfig, weights: ExpertWeights) -> list[Tensor]:
+    """An expert's tensors in the order of `expert_names`."""
+    if is_mixtral(config):
+        gate_FD, value_FD = weights.w1.chunk(2)
+        return [gate_FD, value_FD, weights.w2]
+    return list(weights)
+
+
+def join_expert(tensors: list[Tensor]) -> ExpertWeights:
+    """The inverse of `split_expert`."""
+    return ExpertWeights(torch.cat(tensors[:-1]) if len(tensors) == 3 else tensors[0], tensors[-1])
+
+
+def interleave(config: ModelConfig, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Yuan's `q_proj` and `k_proj`: their concatenation, viewed as (heads, 2 d), holds each head's Q, then its K."""
+    heads = (config.heads, config.attention_head_size, -1)
+    both = torch.cat((query.reshape(heads), key.reshape(heads)), dim=1).flatten(0, 1)
+    first, second = both.chunk(2)
+    return first.contiguous(), second.contiguous()
+
+
+def separate(config: ModelConfig, q_proj: Tensor, k_proj: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `interleave`."""
+    both = torch.cat((q_proj, k_proj)).reshape(config.heads, 2, config.attention_head_size, -1)
+    return both[:, 0].flatten(0, 1), both[:, 1].flatten(0, 1)
+
+
+def query_key_pairs(config: ModelConfig) -> Iterable[tuple[str, str]]:
+    """Names of every layer's query and key projection."""
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}.self_attn"
+        yield f"{prefix}.q_proj.weight", f"{prefix}.k_proj.weight"
