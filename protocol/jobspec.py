@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,13 @@ def _safe_path(value: str) -> str:
     if "\0" in value or ".." in path.parts:
         raise ValueError("a path may not contain '..' or a NUL byte: name the place itself")
     return value
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Width(Part):
@@ -128,9 +136,19 @@ class ServePart(Part):
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 16
     max_length: Annotated[int, Field(ge=2, le=10_000_000)] = 1024
     queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    host: Text = Field(default="127.0.0.1", description="address of the site's machine that the endpoint listens on")
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(default=0, description="0: any free port")
+    api_key: Annotated[str, StringConstraints(min_length=8, max_length=512)] | None = Field(
+        default=None, repr=False, description="token that clients must send; needed on any but a loopback address"
+    )
 
     _paths = field_validator("model")(_safe_path)
+
+    @model_validator(mode="after")
+    def _closed_to_strangers(self) -> ServePart:
+        if self.api_key is None and not _is_loopback(self.host):
+            raise ValueError(f"host: {self.host} can be reached from outside: set api_key, or listen on 127.0.0.1")
+        return self
 
 
 Scalar = str | int | float | bool
