@@ -1,0 +1,311 @@
+# ruff: noqa: N815 - tensors carry their dimensions in fields too
+"""An engine's side of the expert calls: every layer's calls leave together, and each is answered by some copy.
+
+A shard that hangs up is replaced at once by the other copies of its experts; one that is slow is asked no longer
+than `slow_s`, then the same call goes to another copy as well and the first answer counts. An expert without any
+live copy makes the call wait until a new table brings one. Sockets, because a call through Ray costs fifty times
+the round trip (docs/BENCHMARKS.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from runtime.serving.expert_calls import ExpertCall, decode_reply, encode_call
+from runtime.serving.link import Link
+from runtime.serving.routing import Routing, share_out
+from runtime.serving.wire import Frame, Kind
+
+log = logging.getLogger(__name__)
+
+SLOW_S = 0.15
+"""A call may take this long, and SLOW_FACTOR times what its rows usually take, before another copy is asked too."""
+SLOW_FACTOR = 5.0
+DEAD_S = 20.0
+"""A shard that has not answered for this long is hung up on."""
+RECONNECT_S = 0.25
+CONNECT_TIMEOUT_S = 2.0
+
+
+class PlaneClosed(Exception):
+    """The engine stops; nobody waits for the answer any more."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """One call under way: which experts it asks for, and until when it may be the only one."""
+
+    shard: str
+    experts: list[int]
+    dtype: torch.dtype
+    rows: int
+    sent_s: float
+    hedge_s: float
+
+
+@dataclass(slots=True)
+class _Layer:
+    """One layer's work. Invariant: an expert is in `missing` until its rows of `y_PD` are filled."""
+
+    layer: int
+    x_TD: torch.Tensor
+    token_P: torch.Tensor
+    expert_P: torch.Tensor
+    spans: dict[int, tuple[int, int]]  # expert -> its pairs
+    y_PD: torch.Tensor
+    missing: set[int]
+    calls: dict[int, _Pending] = field(default_factory=dict)
+
+    def ask(self, experts: list[int]) -> ExpertCall:
+        """The call for some of the experts; only the tokens that they need travel."""
+        index = torch.cat([torch.arange(*self.spans[e]) for e in experts])
+        tokens, token_P = self.token_P[index].unique(return_inverse=True)
+        return ExpertCall(self.layer, self.x_TD[tokens], token_P, self.expert_P[index])
+
+    def fill(self, experts: list[int], y_PD: torch.Tensor) -> None:
+        """Take an answer; parts that another copy has given already are left as they are."""
+        at = 0
+        for expert in experts:
+            low, high = self.spans[expert]
+            if expert in self.missing:
+                self.y_PD[low:high] = y_PD[at : at + high - low]
+                self.missing.discard(expert)
+            at += high - low
+
+
+class ExpertPlane:
+    """Calls to expert shards. `run` belongs to one thread (the engine's); everything else may be called from any."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._routing = Routing()
+        self._links: dict[str, Link] = {}
+        self._gate = threading.Condition()
+        self._swapping = threading.Lock()
+        self._swap_wanted = False
+        self._closed = False
+        self._next_call = 0
+        self._row_s = 0.0
+        self._wake = threading.Event()
+        self.failovers = 0
+        self.hops = 0
+        self.hop_s = 0.0
+        self.orphans: tuple[tuple[int, int], ...] = ()
+        threading.Thread(target=self._reconnect_forever, name="shard-connect", daemon=True).start()
+
+    # --- the table ---------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Of the table in use."""
+        return self._routing.epoch
+
+    def live_shards(self) -> list[str]:
+        """Shards of the table that are connected."""
+        return sorted(self._links)
+
+    def set_routing(self, routing: Routing) -> bool:
+        """Use a newer table. When this returns no call is under way under the old one. False if it is not newer."""
+        fresh = self._connect(routing)
+        with self._pause():
+            if routing.epoch <= self._routing.epoch:
+                _close(fresh.values())
+                return False
+            self._routing = routing
+            stale = [link for link in self._links.values() if routing.shards.get(link.shard) != link.address]
+            for link in stale:
+                del self._links[link.shard]
+            self._links.update(fresh)
+            self._gate.notify_all()
+        _close(stale)
+        self._wake.set()
+        return True
+
+    def close(self) -> None:
+        """Hang up on every shard; a call that is under way ends with `PlaneClosed`."""
+        with self._pause():
+            self._closed = True
+            _close(self._links.values())
+            self._links.clear()
+            self._gate.notify_all()
+        self._wake.set()
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        """Hold the gate between two rounds of `run`. One at a time, so that `_swap_wanted` has one meaning."""
+        with self._swapping:
+            self._swap_wanted = True
+            with self._gate:
+                self._swap_wanted = False
+                yield
+
+    def _connect(self, routing: Routing) -> dict[str, Link]:
+        fresh: dict[str, Link] = {}
+        for shard, address in routing.shards.items():
+            link = self._links.get(shard)
+            if link is not None and link.address == address:
+                continue
+            try:
+                fresh[shard] = Link.open(shard, address, self._secret, CONNECT_TIMEOUT_S)
+            except OSError as error:
+                log.warning("shard %s at %s:%d cannot be reached: %s", shard, *address, error)
+        return fresh
+
+    def _reconnect_forever(self) -> None:
+        while not self._closed:
+            self._wake.wait(RECONNECT_S if self._absent() else None)
+            self._wake.clear()
+            if self._closed or not self._absent():
+                continue
+            fresh = self._connect(self._routing)
+            with self._pause():
+                wanted = {s: link for s, link in fresh.items() if self._routing.shards.get(s) == link.address}
+                late = [link for s, link in fresh.items() if s not in wanted or s in self._links or self._closed]
+                self._links.update({s: link for s, link in wanted.items() if link not in late})
+                self._gate.notify_all()
+            _close(late)
+
+    def _absent(self) -> bool:
+        return any(shard not in self._links for shard in self._routing.shards)
+
+    # --- calls -------------------------------------------------------------------------------------------------
+
+    def run(self, layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> torch.Tensor:
+        """`y_TKD`: every token through each of its experts, unweighted. Blocks until all are answered.
+
+        Raises `PlaneClosed` if the plane is closed meanwhile.
+        """
+        started = time.monotonic()
+        work, order_P = _prepare(layer, x_TD, expert_TK)
+        with self._gate:
+            self._send(work, sorted(work.missing))
+            while work.missing:
+                self._round(work)
+        self.hops += 1
+        self.hop_s += time.monotonic() - started
+        y_PD = torch.empty_like(work.y_PD)
+        y_PD[order_P] = work.y_PD
+        return y_PD.view(*expert_TK.shape, x_TD.shape[1])
+
+    def _round(self, work: _Layer) -> None:
+        """Take what has arrived; ask again where a shard died or is slow; wait where no copy lives."""
+        if self._closed:
+            raise PlaneClosed
+        asked = {e for call in work.calls.values() for e in call.experts}
+        orphans = sorted(work.missing - asked)
+        if orphans:
+            self._send(work, orphans)
+            orphans = sorted(work.missing - {e for call in work.calls.values() for e in call.experts})
+        self.orphans = tuple((work.layer, expert) for expert in orphans)
+        if self._swap_wanted or (orphans and not work.calls):
+            self._gate.wait(0.001 if self._swap_wanted else RECONNECT_S)
+        if work.calls:
+            self._gather(work)
+            self._hedge(work)
+
+    def _send(self, work: _Layer, experts: list[int]) -> None:
+        rows = {e: work.spans[e][1] - work.spans[e][0] for e in experts}
+        dead = [s for s in self._routing.shards if s not in self._links]
+        slow = [link.shard for link in self._links.values() if link.under_way]
+        chosen, _ = share_out(self._routing, work.layer, rows, (dead, slow))
+        for shard, asked in chosen.items():
+            self._send_one(work, shard, asked)
+
+    def _send_one(self, work: _Layer, shard: str, experts: list[int]) -> None:
+        call = work.ask(experts)
+        rows, now_s = call.token_P.numel(), time.monotonic()
+        self._next_call += 1
+        patience_s = SLOW_S + SLOW_FACTOR * self._row_s * rows
+        work.calls[self._next_call] = _Pending(shard, experts, call.x_TD.dtype, rows, now_s, now_s + patience_s)
+        try:
+            self._links[shard].send(self._next_call, encode_call(call), now_s)
+        except OSError as error:
+            self._lose(work, self._links[shard], error)
+
+    def _gather(self, work: _Layer) -> None:
+        poller = select.poll()
+        links = {link.fileno(): link for link in self._links.values() if link.under_way}
+        for link in links.values():
+            poller.register(link, link.events)
+        first_hedge = min((call.hedge_s for call in work.calls.values()), default=0.0)
+        wait_ms = min(50.0, max(1.0, 1000 * (first_hedge - time.monotonic())))
+        for fd, events in poller.poll(wait_ms):
+            link = links[fd]
+            try:
+                if events & select.POLLOUT:
+                    link.flush()
+                if events & ~select.POLLOUT:
+                    for frame in link.receive():
+                        self._take(work, frame)
+            except OSError as error:
+                self._lose(work, link, error)
+
+    def _take(self, work: _Layer, frame: Frame) -> None:
+        call = work.calls.pop(frame.call, None)
+        if call is None:
+            return  # the late answer of a shard that was overtaken by another copy
+        if frame.kind is not Kind.REPLY:
+            log.warning("shard %s could not answer: %s", call.shard, bytes(frame.body).decode(errors="replace"))
+            self._drop_copy(work.layer, call)
+            return
+        work.fill(call.experts, decode_reply(frame.body, call.dtype, call.rows, work.x_TD.shape[1]))
+        per_row_s = (time.monotonic() - call.sent_s) / call.rows
+        self._row_s += 0.1 * (per_row_s - self._row_s)
+
+    def _drop_copy(self, layer: int, call: _Pending) -> None:
+        """A shard lacks an expert that the table says it has: ask others until the next table."""
+        self.failovers += 1
+        bad = {(layer, expert) for expert in call.experts}
+        experts = {
+            key: tuple(s for s in names if s != call.shard) if key in bad else names
+            for key, names in self._routing.experts.items()
+        }
+        self._routing = Routing(self._routing.epoch, self._routing.shards, experts)
+
+    def _lose(self, work: _Layer, link: Link, error: OSError) -> None:
+        """A shard hung up: its calls become unasked, and the next round sends them to the other copies."""
+        log.warning("lost shard %s: %s", link.shard, error)
+        self.failovers += 1
+        link.close()
+        self._links.pop(link.shard, None)
+        work.calls = {i: call for i, call in work.calls.items() if call.shard != link.shard}
+        self._wake.set()
+
+    def _hedge(self, work: _Layer) -> None:
+        now_s = time.monotonic()
+        for call in [call for call in work.calls.values() if call.hedge_s < now_s]:
+            call.hedge_s = now_s + DEAD_S
+            rows = {e: work.spans[e][1] - work.spans[e][0] for e in call.experts if e in work.missing}
+            absent = [s for s in self._routing.shards if s not in self._links]
+            chosen, _ = share_out(self._routing, work.layer, rows, ([*absent, call.shard],))
+            for shard, experts in chosen.items():
+                self.failovers += 1
+                self._send_one(work, shard, experts)
+        for link in list(self._links.values()):
+            oldest_s = link.oldest_s()
+            if oldest_s is not None and oldest_s < now_s - DEAD_S:
+                self._lose(work, link, TimeoutError(f"no answer for {DEAD_S:g} s"))
+
+
+def _prepare(layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> tuple[_Layer, torch.Tensor]:
+    """Sort the (token, expert) pairs by expert; the permutation puts the answers back in order."""
+    expert_P, order_P = expert_TK.reshape(-1).sort(stable=True)
+    experts, counts = expert_P.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    spans = {e: (end - n, end) for e, end, n in zip(experts.tolist(), ends, counts.tolist(), strict=True)}
+    y_PD = torch.empty(expert_P.numel(), x_TD.shape[1], dtype=x_TD.dtype)
+    token_P = order_P // expert_TK.shape[1]
+    return _Layer(layer, x_TD.cpu(), token_P, expert_P, spans, y_PD, set(spans)), order_P
+
+
+def _close(links: Iterable[Link]) -> None:
+    for link in links:
+        link.close()

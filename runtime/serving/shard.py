@@ -1,0 +1,116 @@
+"""An expert shard: holds some experts of a model and passes rows of tokens through them for any engine that asks."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+
+from runtime.serving import wire
+from runtime.serving.expert_calls import ExpertCall, decode_call, encode_reply
+from runtime.serving.routing import ExpertId
+
+log = logging.getLogger(__name__)
+
+
+class ExpertStore(Protocol):
+    """The experts that a shard has in memory."""
+
+    def load(self, experts: Iterable[ExpertId]) -> int:
+        """Have these experts too; the number of bytes read. Raises `ModelError` naming what is wrong."""
+
+    def drop(self, experts: Iterable[ExpertId]) -> None:
+        """Free these experts' memory."""
+
+    def loaded(self) -> frozenset[ExpertId]:
+        """What is in memory now."""
+
+    def apply(self, layer: int, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
+        """`x_ND` through one expert. Raises `KeyError` if it is not loaded."""
+
+
+def answer(store: ExpertStore, call: ExpertCall) -> torch.Tensor:
+    """`y_PD`: each pair's token through its expert. Raises `KeyError` where an expert is not loaded."""
+    experts, counts = torch.unique_consecutive(call.expert_P, return_counts=True)
+    rows_PD = call.x_TD.index_select(0, call.token_P)
+    parts = rows_PD.split(counts.tolist())
+    done = [store.apply(call.layer, e, rows_ND) for e, rows_ND in zip(experts.tolist(), parts, strict=True)]
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+class ShardServer:
+    """Serves expert calls on a socket, one thread per engine."""
+
+    def __init__(self, store: ExpertStore, secret: bytes, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._store = store
+        self._secret = secret
+        self._listener = socket.create_server((host, port), backlog=64)
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        self._connections: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self.calls = 0
+
+    def start(self) -> None:
+        """Begin to accept engines."""
+        threading.Thread(target=self._accept, name="shard-accept", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop serving and hang up on every engine."""
+        self._closing.set()
+        wire.hang_up(self._listener)
+        with self._lock:
+            for sock in self._connections:
+                wire.hang_up(sock)
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(sock,), name="shard-serve", daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._connections.add(sock)
+        try:
+            wire.welcome(sock, self._secret)
+            reader = wire.FrameReader()
+            while (frame := reader.read(sock)) is not None:
+                self._reply(sock, frame)
+        except OSError as error:
+            if not self._closing.is_set():
+                log.info("an engine's connection ended: %s", error)
+        finally:
+            with self._lock:
+                self._connections.discard(sock)
+            sock.close()
+
+    def _reply(self, sock: socket.socket, frame: wire.Frame) -> None:
+        if frame.kind is not wire.Kind.CALL:
+            raise wire.WireError(f"a shard does not answer {frame.kind.name} frames")
+        call = decode_call(frame.body)
+        try:
+            with torch.inference_mode():
+                parts = encode_reply(answer(self._store, call))
+        except KeyError as error:
+            sock.sendall(wire.encode(wire.Kind.FAULT, frame.call, f"not loaded: {error}".encode()))
+            return
+        self.calls += 1
+        send_parts(sock, wire.Kind.REPLY, frame.call, parts)
+
+
+def send_parts(sock: socket.socket, kind: wire.Kind, call: int, parts: list[bytes | memoryview]) -> None:
+    """Send a frame whose body is `parts`, copying nothing; `sock` is blocking."""
+    pieces = [memoryview(wire.header(kind, call, sum(len(part) for part in parts))), *map(memoryview, parts)]
+    while pieces:
+        sent = sock.sendmsg(pieces)
+        while pieces and sent >= pieces[0].nbytes:
+            sent -= pieces.pop(0).nbytes
+        if pieces:
+            pieces[0] = pieces[0][sent:]

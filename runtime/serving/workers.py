@@ -1,0 +1,150 @@
+"""The serving workers as Ray actors see them: plain classes whose methods return at once or load from disk.
+
+What they return travels through Ray, so it is made of plain values. Faults of the model's folder raise
+`ModelUnusable`, which names what is wrong.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.moe.cache import SequenceCache
+from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder, read_config
+from runtime.moe.experts import ExpertWeights
+from runtime.serving.dataplane import ExpertPlane
+from runtime.serving.engine import Engine, RemoteExperts
+from runtime.serving.engine_server import EngineServer
+from runtime.serving.routing import Address, ExpertId, Routing
+from runtime.serving.sequences import StepScheduler
+from runtime.serving.shard import ShardServer
+
+STEP_TOKENS = 256
+"""Most tokens of one step: bounds how long running streams wait while a prompt is read."""
+
+
+class ModelUnusable(Exception):
+    """The model's folder is missing, damaged or of an unknown kind."""
+
+
+class FolderExperts:
+    """Experts of a model folder, read one by one when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._experts: dict[ExpertId, ExpertWeights] = {}
+
+    def load(self, experts: Iterable[ExpertId]) -> int:
+        """Have these experts too; the bytes read. Raises `DamagedCheckpoint`."""
+        wanted = [expert for expert in experts if expert not in self._experts]
+        if not wanted:
+            return 0
+        with ModelFolder(self._folder) as folder:
+            # copied, so that no call waits for the disk and the folder may be replaced
+            fresh = {key: ExpertWeights(*(matrix.clone() for matrix in folder.expert(key))) for key in wanted}
+        self._experts = {**self._experts, **fresh}
+        return sum(matrix.nbytes for weights in fresh.values() for matrix in weights)
+
+    def drop(self, experts: Iterable[ExpertId]) -> None:
+        """Free these experts' memory."""
+        gone = set(experts)
+        self._experts = {key: weights for key, weights in self._experts.items() if key not in gone}
+
+    def loaded(self) -> frozenset[ExpertId]:
+        """What is in memory now."""
+        return frozenset(self._experts)
+
+    def apply(self, layer: int, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
+        """`x_ND` through one expert. Raises `KeyError` if it is not loaded."""
+        return self._experts[layer, expert](x_ND)
+
+
+class ShardWorker:
+    """Hosts experts for one job."""
+
+    def __init__(self, folder: str, secret: bytes, host: str) -> None:
+        self._store = FolderExperts(Path(folder))
+        self._server = ShardServer(self._store, secret, host)
+        self._server.start()
+
+    def load(self, experts: Iterable[ExpertId]) -> dict[str, Any]:
+        """Have these experts too; where they answer, and the bytes read. Raises `ModelUnusable`."""
+        try:
+            read = self._store.load([(layer, expert) for layer, expert in experts])
+        except (DamagedCheckpoint, OSError) as error:
+            raise ModelUnusable(str(error)) from None
+        return {"address": self._server.address, "bytes": read, "experts": sorted(self._store.loaded())}
+
+    def drop(self, experts: Iterable[ExpertId]) -> None:
+        """Free experts that no table names any more."""
+        self._store.drop([(layer, expert) for layer, expert in experts])
+
+    def status(self) -> dict[str, Any]:
+        """What it holds and has done."""
+        return {"experts": len(self._store.loaded()), "calls": self._server.calls}
+
+
+class EngineWorker:
+    """Runs the dense part of a model for one job."""
+
+    def __init__(self, folder: str, secret: bytes, host: str, max_batch: int, max_length: int) -> None:
+        self._folder = Path(folder)
+        self._secret = secret
+        self._host = host
+        self._max_batch = max_batch
+        self._max_length = max_length
+        self._plane = ExpertPlane(secret)
+        self._server: EngineServer | None = None
+        self._lock = threading.Lock()
+
+    def load(self) -> dict[str, Any]:
+        """Load the model unless that is done; where it answers. Raises `ModelUnusable`."""
+        with self._lock:
+            if self._server is None:
+                self._server = self._build()
+                self._server.start()
+        return {"address": self._server.address, "epoch": self._plane.epoch}
+
+    def set_routing(self, epoch: int, shards: dict[str, Address], experts: dict[ExpertId, tuple[str, ...]]) -> bool:
+        """Use a newer table; when this returns no call goes by the old one."""
+        return self._plane.set_routing(Routing(epoch, shards, experts))
+
+    def status(self) -> dict[str, Any]:
+        """How it does: for the controller and for measurements."""
+        plane, server = self._plane, self._server
+        return {
+            "epoch": plane.epoch,
+            "shards": plane.live_shards(),
+            "orphans": list(plane.orphans),
+            "failovers": plane.failovers,
+            "hops": plane.hops,
+            "hop_s": plane.hop_s,
+            "steps": server.steps if server else 0,
+            "busy_s": server.busy_s if server else 0.0,
+            "tokens": server.tokens if server else 0,
+        }
+
+    def _build(self) -> EngineServer:
+        try:
+            with ModelFolder(self._folder) as folder:
+                model = folder.dense_model()
+        except (DamagedCheckpoint, OSError) as error:
+            raise ModelUnusable(str(error)) from None
+        config = model.config
+        scheduler = StepScheduler(
+            self._max_batch, STEP_TOKENS, self._max_batch * self._max_length, lambda: SequenceCache(config)
+        )
+        return EngineServer(Engine(model, RemoteExperts(self._plane), scheduler), self._secret, self._host)
+
+
+def model_limits(folder: Path) -> tuple[int, int, int]:
+    """(vocabulary, layers, experts per layer) of a folder. Raises `ModelUnusable`."""
+    try:
+        config = read_config(folder)
+    except (DamagedCheckpoint, OSError) as error:
+        raise ModelUnusable(str(error)) from None
+    return config.vocab_size, config.layers, config.experts
