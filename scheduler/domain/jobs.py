@@ -184,6 +184,11 @@ class Job:
         """How many workers it is assigned now."""
         return self.assignment.width if self.assignment else 0
 
+    @property
+    def assignment_revision(self) -> int:
+        """The newest revision, 0 before the first."""
+        return self.assignment.revision if self.assignment else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:

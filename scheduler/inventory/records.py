@@ -66,6 +66,7 @@ class Records:
         self.on_lease: dict[LeaseKey, dict[str, str]] = {}
         self.of_job: dict[str, set[str]] = {}
         # What need not survive a crash: it is learnt again, or only delays something.
+        self.cohorts: dict[str, tuple[str, float]] = {}  # site -> newest cohort, its first lease's start
         self.suspect_since: dict[str, float | None] = {}
         self.not_before: dict[str, float] = {}  # node -> no new lease before
         self.rejoin_delay: dict[str, float] = {}
@@ -80,8 +81,8 @@ class Records:
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def put(self, entity: Node | Lease | Job | Worker) -> None:
-        """Keep the newest form of an entity, and save it with the next batch."""
+    def put(self, entity: Node | Lease | Job | Worker, *, quiet: bool = False) -> None:
+        """Keep the newest form of an entity, and save it with the next batch. Quiet: no plan depends on the change."""
         match entity:
             case Node():
                 self.nodes[entity.id] = entity
@@ -92,7 +93,7 @@ class Records:
                 self._put_job(entity)
             case Worker():
                 self._put_worker(entity)
-        self.version += 1
+        self.version += not quiet
 
     def move(self, entity: Any, to: AnyState, **fields: Any) -> Any:
         """Change an entity's state through its table and keep it. Returns the new form."""

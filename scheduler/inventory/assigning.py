@@ -1,0 +1,72 @@
+"""Committed steps change the inventory here, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scheduler.domain.cluster import Lease
+from scheduler.domain.jobs import Job, JobState, Worker, WorkerSlot, WorkerState
+from scheduler.domain.plan import Assign, Release
+from scheduler.inventory.effects import Leave, SendAssignment
+from scheduler.inventory.holding import rebook
+from scheduler.inventory.records import Records
+
+
+def assign(r: Records, step: Assign) -> None:
+    """Give a job the workers of a step that commit has checked."""
+    job, wanted = r.jobs[step.assignment.job], step.assignment.workers
+    kept = {slot.worker for slot in wanted}
+    for worker in r.workers_of(job.id):
+        if worker.id not in kept and worker.state is not WorkerState.LEAVING:
+            r.move(worker, WorkerState.LEAVING, since_s=r.now_s)
+    for slot in wanted:
+        if slot.worker not in r.workers:
+            r.put(_new_worker(r, job, slot))
+    job = _take_up(r, job, step)
+    for key in sorted({worker.lease for worker in r.workers_of(job.id)}):
+        rebook(r, key)
+    message = f"{step.cause}: revision {step.assignment.revision}, width {step.assignment.width}"
+    r.log("assign", message, job=job.id, site=job.site, revision=step.assignment.revision, cause=step.cause)
+    r.last_step[job.id] = step
+    send(r, job, step)
+
+
+def _new_worker(r: Records, job: Job, slot: WorkerSlot) -> Worker:
+    return Worker(slot.worker, job.id, slot.role, slot.lease, slot.devices, WorkerState.STARTING, r.now_s)
+
+
+def _take_up(r: Records, job: Job, step: Assign) -> Job:
+    fields = {"assignment": step.assignment, "site": _site(r, step) or job.site}
+    state = _state_after(job, bool(step.assignment.workers))
+    if state is job.state:
+        r.put(replace(job, **fields))  # type: ignore[arg-type]  # two fields of two types
+    else:
+        r.move(job, state, **fields)
+    return r.jobs[job.id]
+
+
+def _site(r: Records, step: Assign) -> str:
+    return next((r.leases[slot.lease].site for slot in step.assignment.workers), "")
+
+
+def _state_after(job: Job, has_workers: bool) -> JobState:
+    if has_workers:
+        return JobState.STARTING if job.state in (JobState.QUEUED, JobState.PARKED) else job.state
+    if job.state is JobState.STARTING and job.started_s is None:
+        return JobState.QUEUED
+    return JobState.PARKED if job.state in (JobState.STARTING, JobState.RUNNING) else job.state
+
+
+def send(r: Records, job: Job, step: Assign) -> None:
+    """Have the job's site told of its newest assignment."""
+    keys = sorted({slot.lease for slot in step.assignment.workers})
+    leases: tuple[Lease, ...] = tuple(r.leases[key] for key in keys if key in r.leases)
+    r.effects.append(SendAssignment(job, step, leases, r.lost_workers.get(job.id, ())))
+
+
+def release(r: Records, step: Release) -> None:
+    """No worker is left on a draining lease: its agent may stop the raylet."""
+    lease = r.leases[step.lease]
+    r.put(replace(lease, released_s=r.now_s))
+    r.log("release", f"{step.lease} is empty: {step.cause}", node=step.lease.node, site=lease.site)
+    r.effects.append(Leave(r.leases[step.lease], step.cause))

@@ -1,0 +1,65 @@
+"""What time alone brings about."""
+
+from __future__ import annotations
+
+from scheduler.domain import events
+from scheduler.domain.cluster import Lease, LeaseState, NodeState
+from scheduler.inventory.effects import Leave
+from scheduler.inventory.holding import drain, drain_from_s, end_lease, lose_node, open_if_spare, rebook, set_node
+from scheduler.inventory.records import Records
+
+BOOK_EVERY_S = 10.0
+"""The books of all leases are brought up to date this often."""
+
+KEEP_ENDED_S = 600.0
+"""Ended leases stay in memory this long."""
+
+
+def tick(r: Records, e: events.Tick) -> None:
+    """Lose what was silent too long, drain what expires, try again what was held back."""
+    _lose_silent_nodes(r)
+    for key in sorted(r.live_lease.values()):
+        _expire(r, r.leases[key])
+    for node in [n for n, not_before_s in sorted(r.not_before.items()) if not_before_s <= r.now_s]:
+        del r.not_before[node]
+        open_if_spare(r, r.nodes[node])
+    for job in [j for j, held in sorted(r.withheld.items()) if held.until_s <= r.now_s]:
+        del r.withheld[job]
+        r.version += 1
+    _forget_old_leases(r)
+
+
+def _lose_silent_nodes(r: Records) -> None:
+    for node, since_s in sorted(r.suspect_since.items()):
+        if since_s is None:  # the scheduler has just started: agents get their time to come back from now on
+            r.suspect_since[node] = r.now_s
+        elif r.now_s - since_s > r.lease_ttl_s:
+            lose_node(r, r.nodes[node], f"lost: its agent was away for {r.lease_ttl_s:.0f} s")
+
+
+def _expire(r: Records, lease: Lease) -> None:
+    if r.now_s - lease.booked_until_s >= BOOK_EVERY_S:
+        rebook(r, lease.key)
+        lease = r.leases[lease.key]
+    if lease.state is LeaseState.DRAINING:
+        _end_if_overdue(r, lease)
+    elif lease.expected_end_s is not None and drain_from_s(lease) <= r.now_s:
+        drain(r, lease, lease.expected_end_s, "expiry")
+
+
+def _end_if_overdue(r: Records, lease: Lease) -> None:
+    """Whatever the agent does at the deadline, its time is up; books must not wait for ever."""
+    if lease.deadline_s is None or r.now_s <= lease.deadline_s + r.lease_ttl_s:
+        return
+    r.effects.append(Leave(lease, "overdue"))
+    end_lease(r, lease, "overdue")
+    node = r.nodes[lease.key.node]
+    if node.state is NodeState.DRAINING:
+        set_node(r, node, NodeState.BUSY)
+
+
+def _forget_old_leases(r: Records) -> None:
+    old = [k for k, lease in r.leases.items() if lease.ended_s is not None and r.now_s - lease.ended_s > KEEP_ENDED_S]
+    for key in old:
+        if key not in r.dirty.leases:
+            r.forget_lease(key)
