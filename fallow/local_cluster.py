@@ -85,19 +85,19 @@ class LocalCluster:
 
     def processes(self) -> list[int]:
         """Pids of all live processes of the cluster."""
-        return processes.marked(CLUSTER_VARIABLE, lambda value: value == self.id)
+        folders = tuple(f"{self.home / name}/" for name in self._layout.part_names)
+        return processes.belonging(CLUSTER_VARIABLE, lambda value: value == self.id, folders)
 
     def node_processes(self, node: str) -> list[int]:
         """Pids of all live processes of one node: its agent, and everything that the agent started."""
-        ours = set(self.processes())
-        part = processes.marked(PART_VARIABLE, lambda value: value == node)
-        lent = processes.marked(LEASE_VARIABLE, lambda value: value.startswith(f"{node}/"))
-        return sorted(ours & {*part, *lent})
+        found = processes.belonging(PART_VARIABLE, lambda value: value == node, (f"{self.agent_dir(node)}/",))
+        return sorted(set(found) & set(self.processes()))
 
     def lease_processes(self, node: str, epoch: int) -> list[int]:
         """Pids of all live processes that run under one lease."""
-        ours = set(self.processes())
-        return sorted(ours & set(processes.marked(LEASE_VARIABLE, lambda value: value == f"{node}/{epoch}")))
+        folder = f"{self.agent_dir(node) / f'fwl{epoch}'}/"
+        found = processes.belonging(LEASE_VARIABLE, lambda value: value == f"{node}/{epoch}", (folder,))
+        return sorted(set(found) & set(self.processes()))
 
     # --- start and stop ----------------------------------------------------------------------------------------
 

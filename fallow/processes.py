@@ -105,18 +105,45 @@ def await_ready(part: Part, timeout_s: float) -> dict[str, Any]:
     raise FallowError(f"{part.name} is not ready after {timeout_s:g} s:\n{_last_lines(part.log)}", _see(part))
 
 
-def marked(variable: str, accept: Callable[[str], bool]) -> list[int]:
-    """Pids of live processes whose environment has the variable with a value that is accepted."""
-    found = []
+def belonging(variable: str, accept: Callable[[str], bool], folders: tuple[str, ...] = ()) -> list[int]:
+    """Pids of live processes whose environment has the variable with an accepted value, or whose output goes below
+    one of the folders (Ray's workers write over their environment), and of all their descendants; never our own."""
     prefix = variable.encode() + b"="
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    parents = {pid: parent for pid in _pids() if (parent := _parent(pid)) is not None}
+    found = {pid for pid in parents if _is_marked(pid, prefix, accept) or _writes_below(pid, folders)}
+    found.discard(os.getpid())
+    ahead = list(found)
+    while ahead:
+        above = ahead.pop()
+        below = {pid for pid, parent in parents.items() if parent == above} - found - {os.getpid()}
+        found |= below
+        ahead.extend(below)
+    return sorted(pid for pid in found if is_alive(pid))
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _parent(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    return None
+
+
+def _is_marked(pid: int, prefix: bytes, accept: Callable[[str], bool]) -> bool:
+    with contextlib.suppress(OSError):
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return any(v.startswith(prefix) and accept(v[len(prefix) :].decode(errors="replace")) for v in variables)
+    return False
+
+
+def _writes_below(pid: int, folders: tuple[str, ...]) -> bool:
+    for number in (1, 2):
         with contextlib.suppress(OSError):
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            if any(v.startswith(prefix) and accept(v[len(prefix) :].decode(errors="replace")) for v in variables):
-                found.append(int(entry.name))
-    return [pid for pid in found if is_alive(pid)]
+            if os.readlink(f"/proc/{pid}/fd/{number}").startswith(folders):
+                return True
+    return False
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:

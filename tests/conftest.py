@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fallow.processes import marked, signal_all
+from fallow.processes import belonging, signal_all
 
 RUN_VARIABLE = "FALLOW_TEST_RUN"
 _PATIENCE_S = 20.0
@@ -26,7 +26,7 @@ def nothing_of_ours_is_left() -> Iterator[None]:
     os.environ[RUN_VARIABLE] = run
     yield
     deadline_s = time.monotonic() + _PATIENCE_S
-    while (left := marked(RUN_VARIABLE, lambda value: value == run)) and time.monotonic() < deadline_s:
+    while (left := belonging(RUN_VARIABLE, lambda value: value == run)) and time.monotonic() < deadline_s:
         time.sleep(0.2)
     described = [f"{pid}: {_command(pid)}" for pid in left]
     signal_all(left, 9)

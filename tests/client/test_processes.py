@@ -43,10 +43,10 @@ def test_a_marker_finds_children_that_left_the_session(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     processes.start(part(tmp_path, HAS_A_CHILD), {"FALLOW_TEST_MARK": mark})
     deadline_s = time.monotonic() + 30
-    while len(found := processes.marked("FALLOW_TEST_MARK", lambda v: v == mark)) < 2:
+    while len(found := processes.belonging("FALLOW_TEST_MARK", lambda v: v == mark)) < 2:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
-    assert processes.marked("FALLOW_TEST_MARK", lambda v: v == mark[:-1]) == []
+    assert processes.belonging("FALLOW_TEST_MARK", lambda v: v == mark[:-1]) == []
     processes.signal_all(found, signal.SIGKILL)
     assert processes.await_end(found, 30)
 
