@@ -1,0 +1,366 @@
+"""The node agent: the thin shell around `decide` and `offer` that knows the clock, the stream and the raylet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agents import control_socket, messages, process_tree, raylet
+from agents.connection import Connection, Peer
+from agents.decide import (
+    Action,
+    AllGone,
+    EndRaylet,
+    Granted,
+    Happening,
+    Hold,
+    JoinAsked,
+    LeaveAsked,
+    Phase,
+    RayletEnded,
+    Reclaimed,
+    SayLeft,
+    SayReclaim,
+    StartRaylet,
+    ending,
+    step,
+)
+from agents.folder import OwnersWord
+from agents.footprint import Footprint
+from agents.offer import Objection, due_reclaim, offer, pause_after_failures_s
+from agents.probes import Device, Probe
+from agents.raylet import CannotStart, KeptRaylet, RayletOptions
+from agents.spare import Judgement, Now, Source, together
+from protocol import agent_pb2 as pb
+
+log = logging.getLogger("fallow.agent")
+
+HEARTBEAT_S = 3.0
+_STABLE_S = 60.0
+_GOODBYE_S = 2.0
+
+
+def read_clock() -> Now:
+    """This instant on both clocks."""
+    return Now(time.monotonic(), time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What this agent is and has."""
+
+    name: str
+    site: str
+    address: str
+    version: str
+    probe: Probe
+    devices: tuple[Device, ...]
+    probe_failures: tuple[str, ...] = ()
+
+
+class Agent:
+    """One node's agent. Everything happens on one event loop; only `_happen` changes the lease.
+
+    Invariant: a raylet of ours runs only while `hold` is RUNNING, DRAINING or STOPPING, and `kept` is it.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        sources: Sequence[Source],
+        peer: Peer,
+        options: RayletOptions,
+        grace_s: float,
+        look_s: float = 2.0,
+        clock: Callable[[], Now] = read_clock,
+    ) -> None:
+        self.node, self.sources, self.options = node, tuple(sources), options
+        self.grace_s, self.look_s, self.clock = grace_s, look_s, clock
+        self.folder = options.folder
+        self.instance = uuid.uuid4().hex
+        self.hold = Hold()
+        self.kept: KeptRaylet | None = None
+        self.judgement = Judgement((), "agent", "has not looked yet")
+        self.connection = Connection(peer, self._opening, self._command)
+        self.last_left: SayLeft | None = None
+        self.word = OwnersWord(self.folder)
+        self._raylet_up = False
+        self._failures = 0
+        self._joined_at = 0.0
+        self._not_before = 0.0
+        self._leaving = False
+        self._ended = asyncio.Event()
+        self._footprint = Footprint()
+        self._energy_before_j = 0.0
+        self._last_report = pb.NodeReport()
+        self._starting: asyncio.Task[None] | None = None
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Work until the owner ends it by SIGTERM or SIGINT. Raises `Refused` if the scheduler will not have it."""
+        process_tree.adopt_orphans()
+        strays = await asyncio.to_thread(raylet.clear, self.folder)
+        if strays:
+            log.warning("killed %d processes that an earlier agent had left", strays)
+        await self._look()
+        server = await control_socket.serve(self.folder / "control.sock", self)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._terminated)
+        dialling = asyncio.create_task(self.connection.run())
+        others = [asyncio.create_task(work) for work in (self._looking(), self._beating(), self._ready(on_ready))]
+        ended = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait({dialling, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if dialling.done():
+                await dialling
+            await self.connection.flush(_GOODBYE_S)
+        finally:
+            server.close()
+            for task in (dialling, ended, *others):
+                task.cancel()
+            await asyncio.gather(dialling, ended, *others, return_exceptions=True)
+
+    async def _ready(self, on_ready: Callable[[], None]) -> None:
+        await self.connection.accepted.wait()
+        log.info("node %s is registered", self.node.name)
+        on_ready()
+
+    async def _looking(self) -> None:
+        while True:
+            await asyncio.sleep(self.look_s)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Ask the sources, and reclaim for the owner where they say so."""
+        judgements = [await source.judge(self.clock()) for source in self.sources]
+        self.judgement = together(judgements, tuple(device.id for device in self.node.devices))
+        if self.kept and self.hold.phase is Phase.RUNNING:
+            self.kept.limit(*self._limits())
+        self._reclaim_if_due()
+        self._report()
+
+    def _reclaim_if_due(self) -> None:
+        if self.hold.phase in (Phase.GRANTED, Phase.RUNNING):
+            due = due_reclaim(self._offer(), self.hold.devices, self.clock().mono_s)
+            if due:
+                self._happen(Reclaimed(*due))
+
+    async def _beating(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._report(beat=True)
+
+    def _terminated(self) -> None:
+        grace_s = 0.0 if self._leaving else self.grace_s
+        self._leaving = True
+        log.info("told to stop: the node is given back within %g s", grace_s)
+        self._happen(Reclaimed(grace_s, "the agent was told to stop"))
+
+    # --- what happens ----------------------------------------------------------------------------------------------
+
+    def _happen(self, happening: Happening) -> None:
+        before = self.hold
+        self.hold, actions = step(before, happening, self.clock().mono_s)
+        if self.hold.phase is not before.phase or self.hold.epoch != before.epoch:
+            log.info("lease %d: %s -> %d: %s", before.epoch, before.phase, self.hold.epoch, self.hold.phase)
+        for action in actions:
+            self._do(action)
+        self._report()
+        if self._leaving and self.hold.phase is Phase.IDLE:
+            self._ended.set()
+
+    def _command(self, command: pb.AgentCommand) -> None:
+        match command.WhichOneof("body"):
+            case "granted":
+                self._happen(Granted(command.granted.epoch, self._offer().spare))
+            case "join":
+                join = command.join
+                spare = self._offer().spare
+                self._happen(JoinAsked(join.epoch, join.ray_address, join.ray_token, join.ray_version, spare))
+            case "leave":
+                self._happen(LeaveAsked(command.leave.epoch))
+            case "reclaim":
+                self._asked_to_reclaim(command.reclaim)
+            case unknown:
+                log.warning("the scheduler sent %s, which this agent does not know: update it", unknown)
+
+    def _asked_to_reclaim(self, asked: pb.ReclaimAsked) -> None:
+        if asked.epoch == self.hold.epoch and self.hold.phase is not Phase.IDLE:
+            self.word.withhold(f"drained by an operator ({asked.cause or 'no cause given'})")
+            self._happen(Reclaimed(asked.grace_s, asked.cause or "drained by an operator"))
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case StartRaylet():
+                self._start(action)
+            case EndRaylet():
+                if self.kept:
+                    self.kept.end(action.term_at, action.kill_at)
+            case SayReclaim():
+                self.connection.send(self._reclaim_notice(action))
+            case SayLeft():
+                self._left(action)
+
+    def _start(self, action: StartRaylet) -> None:
+        join, devices = action.join, action.devices
+        self._raylet_up, self._joined_at = False, self.clock().mono_s
+        self._energy_before_j = self.node.probe.energy_j(devices)
+        try:
+            ray = raylet.find_ray(self.options.ray)
+            if problem := raylet.version_problem(ray, join.ray_version):
+                raise CannotStart(problem)
+            temp = raylet.temp_dir(self.folder, join.epoch)
+            kept = KeptRaylet(self.options, temp, self._raylet_ended, self._raylet_gone)
+            kept.start(
+                raylet.command(self.options, ray, join, len(devices), temp),
+                raylet.environment(os.environ, self.options, join, devices),
+            )
+        except CannotStart as problem:
+            self._raylet_ended(str(problem))
+            asyncio.get_running_loop().call_soon(self._raylet_gone, 0)
+            return
+        self.kept = kept
+        kept.limit(*self._limits())
+        self._starting = asyncio.create_task(self._await_start(kept, join.epoch))
+
+    async def _await_start(self, kept: KeptRaylet, epoch: int) -> None:
+        up = await kept.started()
+        if self.kept is not kept or self.hold.phase is not Phase.RUNNING:
+            return
+        if up:
+            self._raylet_up = True
+            self.connection.send(messages.raylet_started(epoch))
+            return
+        now = self.clock().mono_s
+        self._raylet_ended(f"the raylet did not start in {self.options.start_limit_s:g} s: {kept.last_words()}")
+        kept.end(now, now + 1.0)
+
+    def _raylet_ended(self, why: str) -> None:
+        if self.hold.phase is Phase.RUNNING:
+            log.warning("lease %d: %s", self.hold.epoch, why)
+            self._failures = 1 if self._raylet_up and self._age_s() > _STABLE_S else self._failures + 1
+            self._not_before = self.clock().mono_s + pause_after_failures_s(self._failures)
+            if not self._raylet_up:
+                self.connection.send(messages.raylet_started(self.hold.epoch, error=why))
+        self._happen(RayletEnded())
+
+    def _age_s(self) -> float:
+        return self.clock().mono_s - self._joined_at
+
+    def _raylet_gone(self, killed: int) -> None:
+        self.kept = None
+        if self.hold.cause not in ("", "raylet_died"):
+            self._failures = 0
+        self._happen(AllGone(killed))
+
+    def _left(self, said: SayLeft) -> None:
+        log.info(
+            "lease %d is over (%s): free after %.2f s, %d killed", said.epoch, said.cause, said.free_s, said.killed
+        )
+        self.last_left = said
+        self.connection.send(messages.left(said), keep=True)
+
+    def _limits(self) -> tuple[float, float]:
+        """When the keeper is to end the raylet if it hears nothing more: at the owner's known return, else never."""
+        if self.judgement.ends_at is None:
+            return float("inf"), float("inf")
+        return ending(self.clock().mono_s, self.judgement.ends_at)
+
+    # --- what is said ----------------------------------------------------------------------------------------------
+
+    def _opening(self) -> list[pb.AgentMessage]:
+        """Everything that a scheduler must know that has just seen this agent for the first time."""
+        epoch = self.hold.epoch or next((m.left.epoch for m in reversed(self.connection.kept)), 0)
+        opening = [messages.hello(self.node, self.instance, epoch), messages.report(self._fresh_report())]
+        if self._raylet_up and self.hold.phase in (Phase.RUNNING, Phase.DRAINING):
+            opening.append(messages.raylet_started(self.hold.epoch))
+        if self.hold.deadline is not None and self.hold.reclaimed_at is not None:
+            grace_s = self.hold.deadline - self.hold.reclaimed_at
+            opening.append(self._reclaim_notice(SayReclaim(self.hold.epoch, self.hold.deadline, grace_s, "reclaimed")))
+        return opening
+
+    def _report(self, beat: bool = False) -> None:
+        """Send a report: at every beat, and whenever what it says has changed."""
+        fresh = self._fresh_report()
+        if beat or messages.gist(fresh) != messages.gist(self._last_report):
+            self.connection.send(messages.report(fresh))
+            self._last_report = fresh
+
+    def _fresh_report(self) -> pb.NodeReport:
+        now, offered = self.clock(), self._offer()
+        rss, cpu = self._footprint.sample(now.mono_s, self.kept.keeper if self.kept else 0)
+        energy = self.node.probe.energy_j(self.hold.devices) - self._energy_before_j if self.kept else 0.0
+        return messages.node_report(self.hold.epoch, offered, now, rss, cpu, max(0.0, energy))
+
+    def _reclaim_notice(self, said: SayReclaim) -> pb.AgentMessage:
+        now = self.clock()
+        return messages.reclaim(said, now.unix_s + said.deadline - now.mono_s)
+
+    def _offer(self) -> Judgement:
+        now_s = self.clock().mono_s
+        lent = self.hold.phase is not Phase.IDLE
+        return offer(self.judgement, self._objection(now_s), lent, now_s, self.grace_s)
+
+    def _objection(self, now_s: float) -> Objection | None:
+        if self._leaving:
+            return Objection("owner", "its agent was told to stop")
+        if self.word.withheld:
+            return Objection("owner", self.word.withheld)
+        if now_s < self._not_before:
+            return Objection(
+                "agent", f"its raylet failed {self._failures} time(s): see raylet.log in the agent's --dir"
+            )
+        try:
+            raylet.find_ray(self.options.ray)
+        except CannotStart as problem:
+            return Objection("agent", str(problem))
+        return None
+
+    # --- the owner's word --------------------------------------------------------------------------------------------
+
+    def reclaim(self, grace_s: float | None) -> control_socket.Answer:
+        """See `control_socket.Owner`."""
+        grace_s = self.grace_s if grace_s is None else grace_s
+        self.word.withhold("taken back by its owner; `fallow lend` offers it again")
+        self._happen(Reclaimed(grace_s, "reclaimed by its owner"))
+        return self.status()
+
+    def lend(self) -> control_socket.Answer:
+        """See `control_socket.Owner`."""
+        self.word.lend()
+        self._not_before, self._failures = 0.0, 0
+        self._report()
+        return self.status()
+
+    def status(self) -> control_socket.Answer:
+        """See `control_socket.Owner`."""
+        now, offered, left = self.clock(), self._offer(), self.last_left
+        rss, cpu = self._footprint.sample(now.mono_s, self.kept.keeper if self.kept else 0)
+        deadline = self.hold.deadline
+        return {
+            "node": self.node.name,
+            "site": self.node.site,
+            "pid": os.getpid(),
+            "connected": self.connection.connected,
+            "lease": str(self.hold.phase),
+            "epoch": self.hold.epoch,
+            "raylet_up": self._raylet_up and self.kept is not None,
+            "withheld": self.word.withheld,
+            "spare_devices": list(offered.spare),
+            "source": offered.source,
+            "reason": offered.reason,
+            "deadline_s": None if deadline is None else now.unix_s + deadline - now.mono_s,
+            "last": None
+            if left is None
+            else {"epoch": left.epoch, "cause": left.cause, "free_s": left.free_s, "killed": left.killed},
+            "rss_bytes": rss,
+            "cpu_fraction": cpu,
+        }

@@ -1,0 +1,145 @@
+"""Which processes of this machine belong to a lease, read from /proc. Standard library only: the keeper runs on it.
+
+A process belongs to a lease if it descends from the lease's keeper, if its environment carries the mark of the
+agent's folder, or if its output goes to a file under the lease's folder. The last two find what escaped: a process
+that forked away and lost its parent, or one that wrote over its own environment (Ray renames its workers so).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import NamedTuple
+
+MARK = "FALLOW_AGENT_DIR"
+"""Environment variable that names the agent's folder, whose lock makes it unique on the machine."""
+
+_DEAD = "ZX"
+
+
+class Process(NamedTuple):
+    """One process. `started` (clock ticks since boot) tells it from a later one of the same id."""
+
+    pid: int
+    parent: int
+    state: str
+    started: int
+
+
+def read(pid: int) -> Process | None:
+    """The process as /proc shows it now, None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return Process(pid, int(fields[1]), fields[0].decode(), int(fields[19]))
+
+
+def table() -> dict[int, Process]:
+    """Every process of the machine by id."""
+    found = (read(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return {process.pid: process for process in found if process}
+
+
+def descendants(root: int, processes: dict[int, Process]) -> set[int]:
+    """Ids of all processes below `root`, dead ones included, `root` itself not."""
+    children: dict[int, list[int]] = {}
+    for process in processes.values():
+        children.setdefault(process.parent, []).append(process.pid)
+    found: set[int] = set()
+    ahead = [root]
+    while ahead:
+        below = [pid for pid in children.get(ahead.pop(), ()) if pid not in found]
+        found.update(below)
+        ahead.extend(below)
+    return found
+
+
+def is_marked(pid: int, mark: bytes, folders: tuple[str, ...]) -> bool:
+    """Whether the environment carries `mark` (NAME=value), or the output's path begins with one of `folders`."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            if mark in file.read().split(b"\0"):
+                return True
+    except OSError:
+        return False  # gone, or of a user whose processes are none of ours
+    return any(_link(f"/proc/{pid}/{name}").startswith(folders) for name in ("fd/1", "fd/2"))
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def belonging(root: int, mark: bytes, folders: tuple[str, ...], spared: frozenset[int]) -> list[Process]:
+    """Live processes below `root`, and marked ones of the same user anywhere, but none of `spared`."""
+    processes = table()
+    ours = descendants(root, processes)
+    return [
+        process
+        for process in processes.values()
+        if process.pid not in spared
+        and process.state not in _DEAD
+        and (process.pid in ours or is_marked(process.pid, mark, folders))
+    ]
+
+
+def send(process: Process, number: int) -> None:
+    """Signal exactly this process: never another one that got its id meanwhile."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    except OSError:  # kernels before 5.3
+        _kill(process, number)
+        return
+    try:
+        now = read(process.pid)
+        if now and now.started == process.started:
+            signal.pidfd_send_signal(handle, number)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def _kill(process: Process, number: int) -> None:
+    now = read(process.pid)
+    if now and now.started == process.started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def reap(spared: frozenset[int] = frozenset()) -> dict[int, int]:
+    """Exit statuses of this process's own dead children, but of none of `spared`, which somebody else waits for."""
+    statuses: dict[int, int] = {}
+    me = os.getpid()
+    for process in table().values():
+        if process.parent == me and process.state in _DEAD and process.pid not in spared:
+            try:
+                pid, status = os.waitpid(process.pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if pid:
+                statuses[pid] = os.waitstatus_to_exitcode(status)
+    return statuses
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of every descendant whose own parent dies. False where the kernel cannot (before 3.4)."""
+    return _prctl(36, 1)
+
+
+def die_with_parent() -> bool:
+    """Have the kernel SIGKILL this process when its parent dies."""
+    return _prctl(1, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> bool:
+    import ctypes
+
+    return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
