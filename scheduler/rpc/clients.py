@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 from protocol import client_pb2 as pb
@@ -26,6 +27,8 @@ from scheduler.store.tokens import Token, TokenRole, Tokens
 WHY_EVENTS = 20
 """Log rows that explain a job."""
 LONGEST_REQUEST_ID = 200
+LAST_EVENTS = 1_000
+"""Log rows that a watcher is still shown once its job is over."""
 
 
 class ClientService(FallowServiceServicer):
@@ -77,22 +80,27 @@ class ClientService(FallowServiceServicer):
 
     async def WatchJob(self, request: pb.JobRequest, context: Any) -> AsyncIterator[pb.JobEvent]:
         """The job as it is now, then what happens to it, until it has ended."""
-        rows = self._loop.subscribe()
-        job = self._find(request.job)
-        tail = await asyncio.to_thread(self._store.log_tail, 1, job.id)
-        shown = tail[-1].sequence if tail else 0
-        now = LogRow(shown, self._clock.now_s(), "state", f"The job is {job.state}.", "", job=job.id)
-        yield views.event_view(now, self._view(self._find(job.id)))
-        if not self._is_live(job.id):
-            return
-        async for row in rows:
-            if row.job != job.id or row.sequence <= shown:
-                continue
-            yield views.event_view(row, self._view(self._find(job.id)))
-            if not self._is_live(job.id):
-                return
-        message = "This watcher takes events too slowly, and was cut off."
-        raise Refused(Reason("too_slow", message, "Watch again: it starts with the job's present state."))
+        with closing(self._loop.subscribe()) as rows:
+            job = self._find(request.job)
+            tail = await asyncio.to_thread(self._store.log_tail, 1, job.id)
+            shown = tail[-1].sequence if tail else 0
+            now = LogRow(shown, self._clock.now_s(), "state", f"The job is {job.state}.", "", job=job.id)
+            yield views.event_view(now, self._view(self._find(job.id)))
+            async for row in self._until_over(job.id, shown, rows):
+                yield views.event_view(row, self._view(self._find(job.id)))
+
+    async def _until_over(self, job: str, shown: int, rows: AsyncIterator[LogRow]) -> AsyncIterator[LogRow]:
+        """The job's log rows after the one numbered `shown`, until it has ended. Raises `Refused` if cut off before."""
+        while self._is_live(job):
+            row = await anext(rows, None)
+            if row is None:
+                message = "The events were cut off: this watcher takes them too slowly, or the scheduler is stopping."
+                raise Refused(Reason("stream_cut", message, "Watch again: it starts with the job's present state."))
+            if row.job == job and row.sequence > shown:
+                shown = row.sequence
+                yield row
+        for row in await asyncio.to_thread(self._store.log_after, shown, LAST_EVENTS, job):
+            yield row
 
     async def JobLogs(self, request: pb.LogsRequest, context: Any) -> AsyncIterator[pb.LogRecord]:
         """Lines that the job wrote, oldest first; with follow, until it has ended."""

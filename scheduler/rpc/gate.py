@@ -22,7 +22,7 @@ RECHECK_S = 15.0
 """How often an open stream's token is looked up again: a revoked agent or site is cut off within this time."""
 
 
-class Gate(grpc.aio.ServerInterceptor[Any, Any]):
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Wraps every method of ours; `calls` counts them by (method, status)."""
 
     def __init__(self, auth: Auth, recheck_s: float = RECHECK_S) -> None:

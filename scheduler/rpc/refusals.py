@@ -22,13 +22,18 @@ _CODES: tuple[tuple[str, grpc.StatusCode], ...] = (
     ("unknown", _Code.NOT_FOUND),
     ("no_such", _Code.NOT_FOUND),
     ("already", _Code.ALREADY_EXISTS),
+    ("job_exists", _Code.ALREADY_EXISTS),
+    ("request_id_taken", _Code.ALREADY_EXISTS),
     ("no_capacity", _Code.RESOURCE_EXHAUSTED),
     ("capacity", _Code.RESOURCE_EXHAUSTED),
     ("too_slow", _Code.RESOURCE_EXHAUSTED),
     ("disk_full", _Code.RESOURCE_EXHAUSTED),
     ("database_locked", _Code.UNAVAILABLE),
     ("database_unreachable", _Code.UNAVAILABLE),
+    ("store_unavailable", _Code.UNAVAILABLE),
     ("stopping", _Code.UNAVAILABLE),
+    ("stream_cut", _Code.UNAVAILABLE),
+    ("internal", _Code.INTERNAL),
 )
 
 

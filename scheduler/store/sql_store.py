@@ -18,7 +18,7 @@ from scheduler.store.ownership import Ownership
 from scheduler.store.port import Changes, LogRow, Saved
 
 ENDED_JOBS_LOADED = 1_000
-"""How many ended jobs a restarted scheduler still lists; older ones stay in the table."""
+"""How many ended jobs, the last submitted ones, a restarted scheduler still lists; others stay in the table."""
 RECLAIMS_LOADED = 1_000
 REQUESTS_LOADED = 100_000
 LOG_ROWS_KEPT = 500_000
@@ -225,7 +225,12 @@ def _live_workers(connection: Connection) -> tuple[Worker, ...]:
 
 def _jobs(connection: Connection) -> tuple[Job, ...]:
     job = schema.jobs.c
-    ended = select(job.id).where(job.ended_s.is_not(None)).order_by(job.ended_s.desc(), job.id).limit(ENDED_JOBS_LOADED)
+    ended = (
+        select(job.id)
+        .where(job.ended_s.is_not(None))
+        .order_by(job.submitted_s.desc(), job.id.desc())
+        .limit(ENDED_JOBS_LOADED)
+    )
     wanted = or_(job.ended_s.is_(None), job.id.in_(ended.scalar_subquery()))
     rows = connection.execute(select(job.body, job.spec_json).where(wanted).order_by(job.submitted_s, job.id))
     return tuple(from_text(Job, body, spec_json=spec) for body, spec in rows)

@@ -1,0 +1,1 @@
+"""The scheduler as a process: command line, addresses, metrics, and everything above it put together."""
