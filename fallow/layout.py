@@ -63,7 +63,8 @@ class Layout:
         if name == "site":
             return ["runtime", "site", "--name", SITE, *link, "--token-file", str(self.token_file("site"))]
         identity = ["--node", name, "--site", SITE, *link, "--token-file", str(self.token_file("agent"))]
-        return ["agents", *identity, "--source", "always", "--cores", "1", "--grace-s", f"{AGENT_GRACE_S:g}"]
+        slice_of_machine = ["--cores", "1", "--memory-bytes", str(_memory_bytes() // (2 * len(self.nodes)))]
+        return ["agents", *identity, *slice_of_machine, "--source", "always", "--grace-s", f"{AGENT_GRACE_S:g}"]
 
     def token_file(self, role: str) -> Path:
         """Where the token of a role is kept."""
@@ -99,6 +100,10 @@ class Layout:
             part.ready_file.unlink(missing_ok=True)
         for name in ("cluster.json", "context.json"):
             (self.home / name).unlink(missing_ok=True)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def saved_layout(home: Path) -> Layout | None:
