@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from runtime.serving.dispatch import Dispatcher, Generation
 from runtime.serving.openai_api import Piece, TokenText, Usage
-from runtime.serving.sampling import Sampled
+from runtime.serving.params import Sampled
 from runtime.serving.text import Detokenizer, StopStrings, TextCodec
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.serving import wire
+from runtime.serving.params import Sampled, SamplingParams
 from runtime.serving.routing import Address
-from runtime.serving.sampling import Sampled, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +258,8 @@ class Dispatcher:
         with contextlib.suppress(ValueError):
             self.waiting.remove(generation)
         link = self._engines.get(generation.engine)
-        if link is not None and link.active.pop(generation.key, None):
+        if link is not None and generation.key in link.active:
+            del link.active[generation.key]
             link.send({"op": "cancel", "id": generation.key})
         if error is not None:
             generation.steps.put_nowait(Step(error=error))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from runtime.moe.experts import ExpertExecutor
 from runtime.serving.dataplane import ExpertPlane
-from runtime.serving.sampling import Sampled, sample
+from runtime.serving.params import Sampled
+from runtime.serving.sampling import sample
 from runtime.serving.sequences import Chunk, StepScheduler
 
 
 class Model(Protocol):
     """The dense part of a model, as `runtime.moe.model.MoeModel` offers it."""
 
-    def extend(self, parts: Seq[torch.Tensor], caches: Seq[object], executor: ExpertExecutor) -> torch.Tensor:
+    def extend(self, parts: Seq[torch.Tensor], caches: Seq[Any], executor: ExpertExecutor) -> torch.Tensor:
         """Append `parts[n]` to sequence n's cache; logits (N, V) after the last token of each."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from runtime.serving import wire
 from runtime.serving.dataplane import PlaneClosed
 from runtime.serving.engine import Emitted, Engine
-from runtime.serving.sampling import SamplingParams
+from runtime.serving.params import SamplingParams
 from runtime.serving.sequences import Sequence
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,9 @@ class _Gateway:
 class EngineServer:
     """Runs an `Engine` for the gateways that connect."""
 
-    def __init__(self, engine: Engine, secret: bytes, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, engine: Engine, vocab_size: int, secret: bytes, host: str = "127.0.0.1", port: int = 0) -> None:
         self._engine = engine
+        self._vocab_size = vocab_size
         self._secret = secret
         self._listener = socket.create_server((host, port), backlog=16)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
@@ -141,6 +142,7 @@ class EngineServer:
         try:
             params = SamplingParams.from_json(message["params"])
             sequence = Sequence(key, tuple(message["prompt"]), params, list(message["emitted"]))
+            _check_tokens(sequence.prompt, self._vocab_size)
         except (KeyError, TypeError, ValueError) as error:
             self._send(gateway, {"faults": [[message.get("id"), f"not a request: {error}"]]})
             return
@@ -186,6 +188,12 @@ class EngineServer:
             self._owned.get(int(owner), set()).discard(key)
             if gateway := self._gateways.get(int(owner)):
                 self._send(gateway, {"faults": [[id, reason]]})
+
+
+def _check_tokens(tokens: tuple[int, ...], vocab_size: int) -> None:
+    strange = [token for token in tokens if not 0 <= token < vocab_size]
+    if strange:
+        raise ValueError(f"token {strange[0]} is not in the model's vocabulary of {vocab_size}")
 
 
 def _timeval(seconds: float) -> bytes:

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import uvicorn
 
+from runtime.serving.actors import ModelUnusable
 from runtime.serving.dispatch import Dispatcher
 from runtime.serving.gateway import HOLD_S, Gateway, ServedModel
 from runtime.serving.routing import Address
 from runtime.serving.text import TextCodec, TokenizerMissing
-from runtime.serving.workers import ModelUnusable, model_limits
 
 Result = TypeVar("Result")
 EXPIRE_EVERY_S = 1.0
@@ -26,7 +26,7 @@ class GatewayWorker:
 
     def __init__(
         self,
-        name: str,
+        model: str,
         folder: str,
         secret: bytes,
         host: str,
@@ -36,7 +36,7 @@ class GatewayWorker:
         queue_limit: int,
         api_key: str | None,
     ) -> None:
-        self._name, self._folder, self._host, self._port = name, Path(folder), host, port
+        self._model, self._folder, self._host, self._port = model, Path(folder), host, port
         self._max_length, self._api_key = max_length, api_key
         self._dispatcher = Dispatcher(secret, max_batch, queue_limit)
         self._loop = asyncio.new_event_loop()
@@ -78,11 +78,11 @@ class GatewayWorker:
 
     def _gateway(self) -> Gateway:
         try:
-            vocabulary, _, _ = model_limits(self._folder)
             codec = TextCodec.from_folder(self._folder)
         except TokenizerMissing as error:
             raise ModelUnusable(str(error)) from None
-        return Gateway(ServedModel(self._name, vocabulary, self._max_length), codec, self._dispatcher, self._api_key)
+        model = ServedModel(self._model, codec.vocab_size, self._max_length)
+        return Gateway(model, codec, self._dispatcher, self._api_key)
 
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET

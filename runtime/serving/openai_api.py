@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runtime.serving.sampling import SamplingParams
+from runtime.serving.params import SamplingParams
 
 MAX_CHOICES = 16
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -124,7 +124,7 @@ class CompletionRequest(Request):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+        return self.prompt
 
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)

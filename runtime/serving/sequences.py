@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runtime.serving.sampling import SamplingParams
+from runtime.serving.params import SamplingParams
 
 CacheFactory = Callable[[], object]
 

@@ -107,7 +107,10 @@ class ShardServer:
 
 def send_parts(sock: socket.socket, kind: wire.Kind, call: int, parts: list[bytes | memoryview]) -> None:
     """Send a frame whose body is `parts`, copying nothing; `sock` is blocking."""
-    pieces = [memoryview(wire.header(kind, call, sum(len(part) for part in parts))), *map(memoryview, parts)]
+    pieces = [
+        memoryview(wire.header(kind, call, sum(len(part) for part in parts))),
+        *(memoryview(part) for part in parts),
+    ]
     while pieces:
         sent = sock.sendmsg(pieces)
         while pieces and sent >= pieces[0].nbytes:

@@ -1,4 +1,4 @@
-"""The serving workers as Ray actors see them: plain classes whose methods return at once or load from disk.
+"""Shard and engine as their actors see them: plain classes whose methods return at once or load from disk.
 
 What they return travels through Ray, so it is made of plain values. Faults of the model's folder raise
 `ModelUnusable`, which names what is wrong.
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from runtime.moe.cache import SequenceCache
-from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder, read_config
+from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder
 from runtime.moe.experts import ExpertWeights
+from runtime.serving.actors import ModelUnusable
 from runtime.serving.dataplane import ExpertPlane
 from runtime.serving.engine import Engine, RemoteExperts
 from runtime.serving.engine_server import EngineServer
@@ -25,10 +26,6 @@ from runtime.serving.shard import ShardServer
 
 STEP_TOKENS = 256
 """Most tokens of one step: bounds how long running streams wait while a prompt is read."""
-
-
-class ModelUnusable(Exception):
-    """The model's folder is missing, damaged or of an unknown kind."""
 
 
 class FolderExperts:
@@ -138,13 +135,5 @@ class EngineWorker:
         scheduler = StepScheduler(
             self._max_batch, STEP_TOKENS, self._max_batch * self._max_length, lambda: SequenceCache(config)
         )
-        return EngineServer(Engine(model, RemoteExperts(self._plane), scheduler), self._secret, self._host)
-
-
-def model_limits(folder: Path) -> tuple[int, int, int]:
-    """(vocabulary, layers, experts per layer) of a folder. Raises `ModelUnusable`."""
-    try:
-        config = read_config(folder)
-    except (DamagedCheckpoint, OSError) as error:
-        raise ModelUnusable(str(error)) from None
-    return config.vocab_size, config.layers, config.experts
+        engine = Engine(model, RemoteExperts(self._plane), scheduler)
+        return EngineServer(engine, config.vocab_size, self._secret, self._host)
