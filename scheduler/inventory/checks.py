@@ -39,7 +39,8 @@ def _check_job(r: Records, job: Job) -> None:
     assert job.state.is_live == (job.ended_s is None), f"{job.id}: ended_s and state {job.state} disagree"
     slots = job.assignment.workers if job.assignment else ()
     if not job.state.is_live:
-        assert not (slots or r.of_job.get(job.id)), f"{job.id} has ended but has workers"
+        workers = (*slots, *r.workers_of(job.id))
+        assert not workers, f"{job.id} has ended but has workers: {workers}"
     if slots:
         counts = Counter(slot.role for slot in slots)
         for need in job.needs:

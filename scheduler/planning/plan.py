@@ -1,17 +1,125 @@
-"""Snapshot in, plan out. Reads no clock, no chance, no log: the same snapshot gives the same plan."""
+"""Snapshot in, plan out. Reads no clock, no chance, no log: the same snapshot gives the same plan.
+
+1. Look: which devices can be shared out, and which workers of each job stay, must leave or are dead.
+2. Admit: who comes first gets its minimum; the rest of each pool is shared out by dynamic programming.
+3. Shape: keep who stays, choose places for new workers, share the experts out anew.
+4. A step for each job whose set of workers changes, a release for each drained lease that is empty.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
 from scheduler.domain.cluster import LeaseState
-from scheduler.domain.plan import Plan, Release, Snapshot
+from scheduler.domain.jobs import Assignment, WorkerSlot
+from scheduler.domain.plan import Assign, Plan, Release, Snapshot, Step, Unplaced
+from scheduler.domain.reasons import Reason
+from scheduler.planning import why
+from scheduler.planning.admission import Claim, admit
+from scheduler.planning.shaping import Shape, host_experts, leavers_of, shape
+from scheduler.planning.view import PoolKey, Spot, Standing, View, look
 
 
 def plan(snapshot: Snapshot) -> Plan:
-    """What to change, and why what does not run does not."""
+    """What to change, and why what does not run does not. Nothing to change, no steps."""
+    view = look(snapshot)
+    draft = _Draft()
+    away = tuple(s for s in view.standings if s.pool and s.pool[0] not in view.sites)
+    for standing in away:
+        _survive(standing, view, draft)
+    here = View(view.leases, view.pools, tuple(s for s in view.standings if s not in away), view.sites)
+    admission = admit(here, snapshot.withheld)
+    for standing in here.standings:
+        if standing.job.id in admission.waiting:
+            draft.wait(standing, admission.waiting[standing.job.id])
+    _shape_all(admission.claims, here, draft)
+    steps = (*sorted(draft.steps, key=_precedence), *_releases(snapshot))
+    unplaced = tuple(Unplaced(job, reason) for job, reason in sorted(draft.unplaced.items()))
+    return Plan(snapshot.version, steps, unplaced)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The plan as far as it is made."""
+
+    steps: list[Assign] = field(default_factory=list)
+    unplaced: dict[str, Reason] = field(default_factory=dict)
+
+    def give(self, standing: Standing, slots: tuple[WorkerSlot, ...], deadline_s: float | None = None) -> None:
+        """A step, if the job's workers are not these already."""
+        job = standing.job
+        now = job.assignment.workers if job.assignment else ()
+        if {slot.worker for slot in slots} == {slot.worker for slot in now}:
+            return
+        assignment = Assignment(job.id, job.assignment_revision + 1, slots)
+        self.steps.append(Assign(assignment, _cause(standing, slots), deadline_s))
+
+    def wait(self, standing: Standing, reason: Reason) -> None:
+        """The job does not run; if it did, it is parked."""
+        self.unplaced[standing.job.id] = reason
+        self.give(standing, (), None)
+
+
+def _precedence(step: Assign) -> tuple[bool, str]:
+    """Steps that only free devices go first."""
+    return step.cause not in ("reclaim", "loss", "shrink"), step.assignment.job
+
+
+def _cause(standing: Standing, slots: tuple[WorkerSlot, ...]) -> str:
+    kept = {slot.worker for slot in slots}
+    if not standing.holds and not standing.lost:
+        return "start"
+    if standing.lost:
+        return "loss"
+    if any(slot.worker not in kept for slot in standing.leaving) or not slots:
+        return "reclaim"
+    width = standing.job.width
+    return "grow" if len(slots) > width else "shrink" if len(slots) < width else "move"
+
+
+def _survive(standing: Standing, view: View, draft: _Draft) -> None:
+    """A job at a site that is away gets nothing new; what it lost is taken note of."""
+    job = standing.job
+    draft.unplaced[job.id] = why.below_max_away(job, len(standing.staying))
+    if not standing.lost:
+        return
+    whole = all(len(standing.staying_as(need.role)) >= need.min for need in job.needs)
+    draft.give(standing, host_experts(job, standing.staying, view.leases) if whole else ())
+
+
+def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
+    free: dict[PoolKey, list[Spot]] = {key: list(pool.free) for key, pool in view.pools.items()}
+    expected = {key: len(pool.emptying) for key, pool in view.pools.items()}
+    for claim in claims:
+        expected[claim.pool] += len(leavers_of(claim, view.leases))
+    for claim in sorted(claims, key=lambda c: c.standing.order[1:]):
+        shaped = shape(claim, free[claim.pool], expected[claim.pool], view.leases)
+        taken = set(shaped.taken)
+        free[claim.pool] = [spot for spot in free[claim.pool] if spot not in taken]
+        _give(claim, shaped, view, draft)
+
+
+def _give(claim: Claim, shaped: Shape, view: View, draft: _Draft) -> None:
+    standing, pool = claim.standing, view.pools[claim.pool]
+    if shaped.slots is None:
+        draft.wait(standing, why.not_free_yet(standing.job, pool, claim.floor_width))
+        return
+    draft.give(standing, shaped.slots, _deadline_s(standing.leaving, view))
+    if len(shaped.slots) < standing.job.max_width:
+        draft.unplaced[standing.job.id] = why.below_max(standing.job, pool, len(shaped.slots))
+
+
+def _deadline_s(leaving: Iterable[WorkerSlot], view: View) -> float | None:
+    deadlines = [view.leases[slot.lease].deadline_s for slot in leaving]
+    return min((d for d in deadlines if d is not None), default=None)
+
+
+def _releases(snapshot: Snapshot) -> tuple[Step, ...]:
     busy = {worker.lease for worker in snapshot.workers}
-    steps = tuple(
-        Release(lease.key, lease.drain_cause)
+    drained = [
+        lease
         for lease in snapshot.leases
         if lease.state is LeaseState.DRAINING and lease.released_s is None and lease.key not in busy
-    )
-    return Plan(snapshot.version, steps, ())
+    ]
+    return tuple(Release(lease.key, lease.drain_cause) for lease in sorted(drained, key=lambda lease: lease.key))

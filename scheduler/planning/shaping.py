@@ -1,0 +1,144 @@
+"""From a width to the workers themselves: which stay, which leave, where new ones go, and who hosts which expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scheduler.domain.cluster import Lease, LeaseKey
+from scheduler.domain.jobs import ExpertId, Job, ModelShape, Role, RoleNeed, WorkerSlot
+from scheduler.planning.admission import Claim
+from scheduler.planning.experts import assign_copies, assign_owners
+from scheduler.planning.fit import expert_slots, worker_bytes
+from scheduler.planning.placement import choose_leavers, choose_spots
+from scheduler.planning.view import Spot
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The workers that a job is to have, and which spots the new ones take; `slots` is None if it is below minimum."""
+
+    slots: tuple[WorkerSlot, ...] | None
+    taken: tuple[Spot, ...] = ()
+
+
+def role_targets(needs: Sequence[RoleNeed], floors: Mapping[Role, int], width: int) -> dict[Role, int]:
+    """Workers of each role: its floor, and the rest to whichever role is furthest from its maximum.
+
+    Counts only grow with `width`.
+    """
+    targets = {need.role: floors[need.role] for need in needs}
+    for _ in range(width - sum(targets.values())):
+        open_needs = [need for need in needs if targets[need.role] < need.max]
+        if not open_needs:
+            break
+        need = min(open_needs, key=lambda n: ((targets[n.role] - n.min) / (n.max - n.min), n.role is not Role.SHARD))
+        targets[need.role] += 1
+    return targets
+
+
+def leavers_of(claim: Claim, leases: Mapping[LeaseKey, Lease]) -> tuple[WorkerSlot, ...]:
+    """Staying workers that the job gives up at its new width."""
+    targets = role_targets(claim.standing.job.needs, claim.floors, claim.width)
+    leavers: list[WorkerSlot] = []
+    for role, target in targets.items():
+        staying = claim.standing.staying_as(role)
+        leavers += choose_leavers(role, max(0, len(staying) - target), staying, leases)
+    return tuple(leavers)
+
+
+def shape(claim: Claim, free: Sequence[Spot], expected: int, leases: Mapping[LeaseKey, Lease]) -> Shape:
+    """The job's workers, with new ones on `free` spots only.
+
+    `expected` devices will be free soon: workers on draining leases are held for them where the job would else be
+    below its minimum.
+    """
+    job, standing = claim.standing.job, claim.standing
+    leavers = set(leavers_of(claim, leases))
+    slots = [slot for slot in standing.staying if slot not in leavers]
+    taken: list[Spot] = []
+    for role, target in role_targets(job.needs, claim.floors, claim.width).items():
+        have = sum(slot.role is role for slot in slots)
+        large = worker_bytes(job.shape, role, target)
+        open_spots = [s for s in free if s not in taken and s.device.memory_bytes >= large]
+        spots = choose_spots(role, target - have, open_spots, slots, leases)
+        slots += _new_slots(job, role, spots, len(taken))
+        taken += spots
+        missing = claim.floors[role] - have - len(spots)
+        if missing > 0:
+            held = standing.leaving_as(role)[:missing]
+            if len(held) < missing or expected < missing:
+                return Shape(None)
+            slots, expected = [*slots, *held], expected - missing
+    return Shape(host_experts(job, slots, leases), tuple(taken))
+
+
+def _new_slots(job: Job, role: Role, spots: Sequence[Spot], first: int) -> list[WorkerSlot]:
+    revision = job.assignment_revision + 1
+    return [
+        WorkerSlot(f"{job.id}-{role}-{revision}-{number}", role, spot.lease.key, (spot.device.id,))
+        for number, spot in enumerate(spots, start=first)
+    ]
+
+
+# --- experts ---------------------------------------------------------------------------------------------------
+
+
+def host_experts(job: Job, slots: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]) -> tuple[WorkerSlot, ...]:
+    """The slots, sorted by worker, with the job's experts shared out over its trainers and shards."""
+    hosted = {slot.worker: slot for slot in slots}
+    trainers = [slot for slot in slots if slot.role is Role.TRAINER]
+    shards = [slot for slot in slots if slot.role is Role.SHARD]
+    if job.shape and trainers:
+        hosted.update((slot.worker, slot) for slot in _owned(job.shape, trainers))
+    if job.shape and shards:
+        hosted.update((slot.worker, slot) for slot in _copied(job.shape, job.copies, shards, leases))
+    return tuple(hosted[worker] for worker in sorted(hosted))
+
+
+def _pairs(model: ModelShape) -> list[ExpertId]:
+    return [(layer, expert) for layer in range(model.layers) for expert in range(model.experts)]
+
+
+def _owned(model: ModelShape, trainers: Sequence[WorkerSlot]) -> list[WorkerSlot]:
+    pairs = _pairs(model)
+    owner_now = {pair: index for index, slot in enumerate(trainers) for pair in slot.experts}
+    present_P = np.array([owner_now.get(pair, -1) for pair in pairs], dtype=np.int64)
+    owner_P = assign_owners(present_P, len(trainers))
+    owned: list[list[ExpertId]] = [[] for _ in trainers]
+    for pair, owner in zip(pairs, owner_P.tolist(), strict=True):
+        owned[owner].append(pair)
+    return [replace(slot, experts=tuple(mine)) for slot, mine in zip(trainers, owned, strict=True)]
+
+
+def _copied(
+    model: ModelShape, copies: int, shards: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]
+) -> list[WorkerSlot]:
+    pairs = _pairs(model)
+    index = {pair: row for row, pair in enumerate(pairs)}
+    present_PW = np.zeros((len(pairs), len(shards)), dtype=np.bool_)
+    for column, slot in enumerate(shards):
+        present_PW[[index[pair] for pair in slot.experts], column] = True
+    memories = [_memory_bytes(slot, leases[slot.lease]) for slot in shards]
+    host_PW = assign_copies(
+        present_PW,
+        _numbered([slot.lease.node for slot in shards]),
+        _numbered([leases[slot.lease].cohort for slot in shards]),
+        copies,
+        slots=expert_slots(model, min(memories)),
+    )
+    return [
+        replace(slot, experts=tuple(pairs[row] for row in np.flatnonzero(host_PW[:, column])))
+        for column, slot in enumerate(shards)
+    ]
+
+
+def _memory_bytes(slot: WorkerSlot, lease: Lease) -> int:
+    return next(device.memory_bytes for device in lease.devices if device.id in slot.devices)
+
+
+def _numbered(names: Sequence[str]) -> np.typing.NDArray[np.int64]:
+    order = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([order[name] for name in names], dtype=np.int64)
