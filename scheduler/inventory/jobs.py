@@ -143,6 +143,10 @@ def reached(r: Records, e: events.AssignmentReached) -> None:
 
 
 def _record_rescale(r: Records, job: Job, e: events.AssignmentReached) -> Job:
+    last = job.rescales[-1] if job.rescales else None
+    said = (e.cause, e.width, e.stall_s, e.at_step)
+    if last and e.revision == job.reached_revision and (last.cause, last.width, last.stall_s, last.at_step) == said:
+        return job  # said again after a reconnection
     record = RescaleRecord(r.now_s, e.cause, e.width, e.stall_s, e.bytes_moved, e.at_step, r.steps_lost.pop(job.id, 0))
     if job.state is JobState.RUNNING:
         _shift(r, job, Use.RESCALE, e.stall_s)
