@@ -88,7 +88,7 @@ class RayHead:
         if known:
             log.warning("the Ray head (process %d) has died: starting another", known.pid)
             self._clear(known)
-        return self._start(known)
+        return self._start()
 
     def is_alive(self, head: Head) -> bool:
         """Whether exactly this head still runs."""
@@ -126,9 +126,9 @@ class RayHead:
         write_whole(self._file, json.dumps(asdict(moved)), 0o600)
         return moved
 
-    def _start(self, before: Head | None) -> Head:
-        port = self._choose_port(before)
-        token = before.token if before else secrets.token_hex(32)
+    def _start(self) -> Head:
+        port = self._choose_port()
+        token = secrets.token_hex(32)  # a new one each time: so everyone sees that it is a new cluster
         temp_dir = make_temp_dir()
         process = self._spawn(port, token, temp_dir)
         self._process = process
@@ -143,12 +143,10 @@ class RayHead:
         log.info("started the Ray head: %s, process %d", head.address, head.pid)
         return head
 
-    def _choose_port(self, before: Head | None) -> int:
+    def _choose_port(self) -> int:
         if self._port and not is_free(self._port):
             raise HeadFailed(f"port {self._port} is in use: give another --ray-port, or leave it out for any free one")
-        if self._port:
-            return self._port
-        return before.port if before and is_free(before.port) else free_port()
+        return self._port or free_port()
 
     def _spawn(self, port: int, token: str, temp_dir: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]

@@ -51,6 +51,10 @@ class Nodes:
                 return node
         raise NodeMissing(f"no live raylet carries the label {LABEL}={wanted}")
 
+    def has(self, lease: LeaseKey) -> bool:
+        """Whether the lease's raylet was alive at the last look."""
+        return any(label_of(key) == label_of(lease) for key in self._alive)
+
     def forget(self, lease: LeaseKey) -> None:
         """The lease is over, whatever Ray still believes of its raylet."""
         self._forgotten.add(lease)

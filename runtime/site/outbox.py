@@ -1,35 +1,45 @@
 """What the site has to say, in order, while the scheduler may be away.
 
 Two kinds of message. Progress and log lines only describe: of a job's progress the newest replaces the one that still
-waits, and old log lines make room. Everything else changes state and is never dropped. A message that was written when
-the stream broke may or may not have arrived, and the wire has no receipts; so facts that still hold (a raylet is
-ready, a worker runs, a revision is reached, a job has ended) are said again to every new session. They are idempotent.
+waits, and old log lines make room. Everything else changes state and is never dropped. A message that was written
+shortly before a stream broke may or may not have arrived, and the wire has no receipts; so the facts of the last
+moments, and which raylets are ready, are said again to a new session.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import NamedTuple
 
 from protocol import site_pb2
 
 LOG_LIMIT = 2000
 """Log messages that may wait; older ones go first."""
 
-FACT_LIMIT = 5_000
-"""Facts that are kept for the next session; the oldest go first."""
+UNCERTAIN_S = 30.0
+"""A fact that was written so long ago, on a stream that held since, has arrived and been stored."""
 
 FactKey = tuple[str, str, int]
+
+
+class _Said(NamedTuple):
+    message: site_pb2.SiteMessage
+    at_s: float
 
 
 class Outbox:
     """An ordered queue of messages with one reader at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
         self._waiting: OrderedDict[int, site_pb2.SiteMessage] = OrderedDict()
         self._progress: dict[str, int] = {}  # job -> number of its progress message that waits
         self._logs: deque[int] = deque()
-        self._facts: OrderedDict[FactKey, site_pb2.SiteMessage] = OrderedDict()
+        self._facts: OrderedDict[FactKey, _Said] = OrderedDict()  # oldest first
+        self._ready: dict[FactKey, site_pb2.SiteMessage] = {}
         self._next = 0
         self._arrived = asyncio.Event()
 
@@ -50,8 +60,11 @@ class Outbox:
         self._arrived.set()
 
     def reopen(self) -> list[site_pb2.SiteMessage]:
-        """For a new session: the facts that hold as of the last message taken, oldest first."""
-        return list(self._facts.values())
+        """For a new session: what it must be told again, before anything that waits."""
+        now_s = self._now_s()
+        for key, said in self._facts.items():
+            self._facts[key] = said._replace(at_s=now_s)
+        return [*self._ready.values(), *(said.message for said in self._facts.values())]
 
     async def take(self) -> site_pb2.SiteMessage:
         """Wait for the next message. It stays first until `taken`."""
@@ -76,17 +89,17 @@ class Outbox:
         key = fact_key(message)
         if key is None:
             return
-        if message.WhichOneof("body") == "ended":
-            self._drop_job(message.ended.job)
         self._facts.pop(key, None)
-        self._facts[key] = message
-        if len(self._facts) > FACT_LIMIT:
-            self._facts.popitem(last=False)
+        self._ready.pop(key, None)
+        if message.WhichOneof("body") == "node_ready":
+            self._ready[key] = message
+        else:
+            self._facts[key] = _Said(message, self._now_s())
+        self._drop_certain()
 
-    def _drop_job(self, job: str) -> None:
-        stale = [key for key, message in self._facts.items() if _job_of(message) == job]
-        for key in stale:
-            del self._facts[key]
+    def _drop_certain(self) -> None:
+        while self._facts and next(iter(self._facts.values())).at_s < self._now_s() - UNCERTAIN_S:
+            self._facts.popitem(last=False)
 
 
 def fact_key(message: site_pb2.SiteMessage) -> FactKey | None:

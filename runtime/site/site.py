@@ -107,6 +107,9 @@ class Site:
         for assignment in self._store.all():
             log.info("taking up job %s again at revision %d", assignment.job, assignment.revision)
             self._assign(assignment)
+        for lease in sorted({lease_from_wire(slot.lease) for kept in self._store.all() for slot in kept.workers}):
+            if not self._nodes.has(lease):
+                self._node_gone(lease)  # while no site process was there to see it
 
     async def _watch_head(self, is_alive: Callable[[], bool]) -> None:
         # An earlier process of this site may have started it: then it is not ours to wait for.

@@ -1,0 +1,24 @@
+"""Kills what a runner's commands left when the runner is gone, even by SIGKILL. Run as a script by the runner.
+
+The runner says `+GROUP` when it starts a command and `-GROUP` when it has ended; the end of input is the runner's end.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    """Keep the list of process groups; at the end of input, SIGKILL them."""
+    groups: set[int] = set()
+    for line in sys.stdin:
+        change = groups.add if line[0] == "+" else groups.discard
+        change(int(line[1:]))
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
