@@ -28,6 +28,7 @@ from agents.spare.hysteresis import Thresholds
 from agents.spare.pilot import Pilot
 
 USAGE, REFUSED = 2, 4
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,48}[A-Za-z0-9])?"
 
 
 class Misuse(Exception):
@@ -149,8 +150,10 @@ def build(options: argparse.Namespace) -> tuple[Agent, int]:
 
 def _check_names(options: argparse.Namespace) -> None:
     for name in ("node", "site"):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", getattr(options, name)):
-            raise Misuse(f"--{name} {getattr(options, name)!r}: use up to 63 letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(_NAME, getattr(options, name)):
+            raise Misuse(
+                f"--{name} {getattr(options, name)!r}: use letters, digits and, inside, '.', '_' and '-'; at most 50"
+            )
     if not re.fullmatch(r".+:\d{1,5}", options.scheduler):
         raise Misuse(f"--scheduler {options.scheduler!r}: write HOST:PORT")
     for name in ("token_file", "tls_ca", "tls_cert", "tls_key"):

@@ -15,7 +15,6 @@ from agents import control_socket, messages, process_tree, raylet
 from agents.connection import Connection, Peer
 from agents.decide import (
     Action,
-    AllGone,
     EndRaylet,
     Granted,
     Happening,
@@ -23,19 +22,18 @@ from agents.decide import (
     JoinAsked,
     LeaveAsked,
     Phase,
-    RayletEnded,
     Reclaimed,
     SayLeft,
     SayReclaim,
     StartRaylet,
-    ending,
     step,
 )
 from agents.folder import OwnersWord
 from agents.footprint import Footprint
-from agents.offer import Objection, due_reclaim, offer, pause_after_failures_s
+from agents.lending import Lending
+from agents.offer import Objection, due_reclaim, offer
 from agents.probes import Device, Probe
-from agents.raylet import CannotStart, KeptRaylet, RayletOptions
+from agents.raylet import RayletOptions
 from agents.spare import Judgement, Now, Source, together
 from protocol import agent_pb2 as pb
 
@@ -85,21 +83,16 @@ class Agent:
         self.folder = options.folder
         self.instance = uuid.uuid4().hex
         self.hold = Hold()
-        self.kept: KeptRaylet | None = None
+        self.lending = Lending(options, self._raylet_started, self._happen)
         self.judgement = Judgement((), "agent", "has not looked yet")
         self.connection = Connection(peer, self._opening, self._command)
         self.last_left: SayLeft | None = None
         self.word = OwnersWord(self.folder)
-        self._raylet_up = False
-        self._failures = 0
-        self._joined_at = 0.0
-        self._not_before = 0.0
+        self._energy_before_j = 0.0
         self._leaving = False
         self._ended = asyncio.Event()
         self._footprint = Footprint()
-        self._energy_before_j = 0.0
         self._last_report = pb.NodeReport()
-        self._starting: asyncio.Task[None] | None = None
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -142,8 +135,8 @@ class Agent:
         """Ask the sources, and reclaim for the owner where they say so."""
         judgements = [await source.judge(self.clock()) for source in self.sources]
         self.judgement = together(judgements, tuple(device.id for device in self.node.devices))
-        if self.kept and self.hold.phase is Phase.RUNNING:
-            self.kept.limit(*self._limits())
+        if self.hold.phase is Phase.RUNNING:
+            self.lending.expect_end(self.judgement.ends_at)
         self._reclaim_if_due()
         self._report()
 
@@ -169,6 +162,8 @@ class Agent:
     def _happen(self, happening: Happening) -> None:
         before = self.hold
         self.hold, actions = step(before, happening, self.clock().mono_s)
+        if self.hold.epoch != before.epoch:
+            self._energy_before_j = self.node.probe.energy_j(self.hold.devices) if self.hold.devices else 0.0
         if self.hold.phase is not before.phase or self.hold.epoch != before.epoch:
             log.info("lease %d: %s -> %d: %s", before.epoch, before.phase, self.hold.epoch, self.hold.phase)
         for action in actions:
@@ -193,73 +188,28 @@ class Agent:
                 log.warning("the scheduler sent %s, which this agent does not know: update it", unknown)
 
     def _asked_to_reclaim(self, asked: pb.ReclaimAsked) -> None:
-        if asked.epoch == self.hold.epoch and self.hold.phase is not Phase.IDLE:
-            self.word.withhold(f"drained by an operator ({asked.cause or 'no cause given'})")
-            self._happen(Reclaimed(asked.grace_s, asked.cause or "drained by an operator"))
+        """An operator's drain, or the repetition of a reclaim after the stream broke."""
+        if asked.epoch != self.hold.epoch or self.hold.phase is Phase.IDLE:
+            return
+        if self.hold.phase in (Phase.GRANTED, Phase.RUNNING):
+            self.word.withhold(f"drained by an operator ({asked.cause or 'no cause given'}); `fallow lend` ends that")
+        self._happen(Reclaimed(asked.grace_s, asked.cause or "drained by an operator"))
 
     def _do(self, action: Action) -> None:
         match action:
             case StartRaylet():
-                self._start(action)
+                self.lending.start(action, self.judgement.ends_at)
             case EndRaylet():
-                if self.kept:
-                    self.kept.end(action.term_at, action.kill_at)
+                self.lending.end(action)
             case SayReclaim():
                 self.connection.send(self._reclaim_notice(action))
             case SayLeft():
                 self._left(action)
 
-    def _start(self, action: StartRaylet) -> None:
-        join, devices = action.join, action.devices
-        self._raylet_up, self._joined_at = False, self.clock().mono_s
-        self._energy_before_j = self.node.probe.energy_j(devices)
-        try:
-            ray = raylet.find_ray(self.options.ray)
-            if problem := raylet.version_problem(ray, join.ray_version):
-                raise CannotStart(problem)
-            temp = raylet.temp_dir(self.folder, join.epoch)
-            kept = KeptRaylet(self.options, temp, self._raylet_ended, self._raylet_gone)
-            kept.start(
-                raylet.command(self.options, ray, join, len(devices), temp),
-                raylet.environment(os.environ, self.options, join, devices),
-            )
-        except CannotStart as problem:
-            self._raylet_ended(str(problem))
-            asyncio.get_running_loop().call_soon(self._raylet_gone, 0)
-            return
-        self.kept = kept
-        kept.limit(*self._limits())
-        self._starting = asyncio.create_task(self._await_start(kept, join.epoch))
-
-    async def _await_start(self, kept: KeptRaylet, epoch: int) -> None:
-        up = await kept.started()
-        if self.kept is not kept or self.hold.phase is not Phase.RUNNING:
-            return
-        if up:
-            self._raylet_up = True
-            self.connection.send(messages.raylet_started(epoch))
-            return
-        now = self.clock().mono_s
-        self._raylet_ended(f"the raylet did not start in {self.options.start_limit_s:g} s: {kept.last_words()}")
-        kept.end(now, now + 1.0)
-
-    def _raylet_ended(self, why: str) -> None:
-        if self.hold.phase is Phase.RUNNING:
-            log.warning("lease %d: %s", self.hold.epoch, why)
-            self._failures = 1 if self._raylet_up and self._age_s() > _STABLE_S else self._failures + 1
-            self._not_before = self.clock().mono_s + pause_after_failures_s(self._failures)
-            if not self._raylet_up:
-                self.connection.send(messages.raylet_started(self.hold.epoch, error=why))
-        self._happen(RayletEnded())
-
-    def _age_s(self) -> float:
-        return self.clock().mono_s - self._joined_at
-
-    def _raylet_gone(self, killed: int) -> None:
-        self.kept = None
-        if self.hold.cause not in ("", "raylet_died"):
-            self._failures = 0
-        self._happen(AllGone(killed))
+    def _raylet_started(self, epoch: int, error: str) -> None:
+        if error:
+            log.warning("lease %d: %s", epoch, error)
+        self.connection.send(messages.raylet_started(epoch, error))
 
     def _left(self, said: SayLeft) -> None:
         log.info(
@@ -268,19 +218,13 @@ class Agent:
         self.last_left = said
         self.connection.send(messages.left(said), keep=True)
 
-    def _limits(self) -> tuple[float, float]:
-        """When the keeper is to end the raylet if it hears nothing more: at the owner's known return, else never."""
-        if self.judgement.ends_at is None:
-            return float("inf"), float("inf")
-        return ending(self.clock().mono_s, self.judgement.ends_at)
-
     # --- what is said ----------------------------------------------------------------------------------------------
 
     def _opening(self) -> list[pb.AgentMessage]:
         """Everything that a scheduler must know that has just seen this agent for the first time."""
         epoch = self.hold.epoch or next((m.left.epoch for m in reversed(self.connection.kept)), 0)
         opening = [messages.hello(self.node, self.instance, epoch), messages.report(self._fresh_report())]
-        if self._raylet_up and self.hold.phase in (Phase.RUNNING, Phase.DRAINING):
+        if self.lending.is_up and self.hold.phase in (Phase.RUNNING, Phase.DRAINING):
             opening.append(messages.raylet_started(self.hold.epoch))
         if self.hold.deadline is not None and self.hold.reclaimed_at is not None:
             grace_s = self.hold.deadline - self.hold.reclaimed_at
@@ -296,9 +240,14 @@ class Agent:
 
     def _fresh_report(self) -> pb.NodeReport:
         now, offered = self.clock(), self._offer()
-        rss, cpu = self._footprint.sample(now.mono_s, self.kept.keeper if self.kept else 0)
-        energy = self.node.probe.energy_j(self.hold.devices) - self._energy_before_j if self.kept else 0.0
-        return messages.node_report(self.hold.epoch, offered, now, rss, cpu, max(0.0, energy))
+        rss, cpu = self._footprint.sample(now.mono_s, self.lending.keeper)
+        return messages.node_report(self.hold.epoch, offered, now, rss, cpu, self._energy_j())
+
+    def _energy_j(self) -> float:
+        """What the lent devices have drawn since the lease began."""
+        return (
+            max(0.0, self.node.probe.energy_j(self.hold.devices) - self._energy_before_j) if self.hold.devices else 0.0
+        )
 
     def _reclaim_notice(self, said: SayReclaim) -> pb.AgentMessage:
         now = self.clock()
@@ -314,15 +263,8 @@ class Agent:
             return Objection("owner", "its agent was told to stop")
         if self.word.withheld:
             return Objection("owner", self.word.withheld)
-        if now_s < self._not_before:
-            return Objection(
-                "agent", f"its raylet failed {self._failures} time(s): see raylet.log in the agent's --dir"
-            )
-        try:
-            raylet.find_ray(self.options.ray)
-        except CannotStart as problem:
-            return Objection("agent", str(problem))
-        return None
+        problem = self.lending.problem(now_s)
+        return Objection("agent", problem) if problem else None
 
     # --- the owner's word --------------------------------------------------------------------------------------------
 
@@ -336,14 +278,14 @@ class Agent:
     def lend(self) -> control_socket.Answer:
         """See `control_socket.Owner`."""
         self.word.lend()
-        self._not_before, self._failures = 0.0, 0
+        self.lending.forgive()
         self._report()
         return self.status()
 
     def status(self) -> control_socket.Answer:
         """See `control_socket.Owner`."""
         now, offered, left = self.clock(), self._offer(), self.last_left
-        rss, cpu = self._footprint.sample(now.mono_s, self.kept.keeper if self.kept else 0)
+        rss, cpu = self._footprint.sample(now.mono_s, self.lending.keeper)
         deadline = self.hold.deadline
         return {
             "node": self.node.name,
@@ -352,7 +294,7 @@ class Agent:
             "connected": self.connection.connected,
             "lease": str(self.hold.phase),
             "epoch": self.hold.epoch,
-            "raylet_up": self._raylet_up and self.kept is not None,
+            "raylet_up": self.lending.is_up,
             "withheld": self.word.withheld,
             "spare_devices": list(offered.spare),
             "source": offered.source,

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 
-from agents import process_tree
+from agents import process_tree, shared_memory
 
 _LAST_WORDS_S = 1.0
 """How long processes have to end by themselves when the raylet or the agent is gone without a word."""
@@ -35,6 +35,7 @@ class Keeper:
         self.term_at = self.kill_at = float("inf")
         self.ending = False
         self.killed: set[tuple[int, int]] = set()
+        self.shared: set[str] = set()
         self.unread = b""
         self.agent_gone = False
 
@@ -62,6 +63,8 @@ class Keeper:
     def _end(self, now: float) -> bool:
         """One round of ending; whether nothing was left."""
         left = process_tree.belonging(os.getpid(), self.mark, (f"{self.folder}/",), frozenset({os.getpid()}))
+        if now >= self.kill_at or not self.ending:
+            self.shared |= shared_memory.mapped_by(process.pid for process in left)
         if now >= self.kill_at:
             for process in left:
                 self.killed.add((process.pid, process.started))
@@ -127,9 +130,10 @@ class Keeper:
             self.agent_gone = True
 
     def leave(self) -> None:
-        """Remove what the raylet left on disk, then say that nothing is left."""
+        """Remove what the raylet left on disk and in shared memory, then say that nothing is left."""
         import shutil
 
+        shared_memory.remove(self.shared)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._say(f"gone {len(self.killed)}")
 

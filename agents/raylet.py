@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import agents
-from agents import process_tree
+from agents import process_tree, shared_memory
 from agents.decide import JoinAsked
 
 _LONGEST_TEMP_DIR = 38
@@ -237,17 +237,24 @@ def clear(folder: Path) -> int:
     me = os.getpid()
     mark = f"{process_tree.MARK}={folder}".encode()
     killed: set[tuple[int, int]] = set()
+    shared: set[str] = set()
     empty_looks = 0
     while empty_looks < 2:
         left = process_tree.belonging(me, mark, lease_folders(folder), frozenset({me}))
+        shared |= shared_memory.mapped_by(process.pid for process in left)
         for process in left:
             killed.add((process.pid, process.started))
             process_tree.send(process, signal.SIGKILL)
         process_tree.reap()
         empty_looks = 0 if left else empty_looks + 1
         time.sleep(0.01)
+    shared_memory.remove(shared)
+    _remove_folders(folder)
+    return len(killed)
+
+
+def _remove_folders(folder: Path) -> None:
     for prefix in lease_folders(folder):
         for path in Path(prefix).parent.glob(f"{Path(prefix).name}*"):
             if path.name[len(Path(prefix).name) :].isdigit() and path.is_dir() and path.stat().st_uid == os.getuid():
                 shutil.rmtree(path, ignore_errors=True)
-    return len(killed)
