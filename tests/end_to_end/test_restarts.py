@@ -20,11 +20,11 @@ def runs_at(width: int, job: Job) -> bool:
 
 
 def test_a_submit_that_was_acknowledged_survives_a_crash(cluster: LocalCluster, tmp_path: Path) -> None:
-    submitted = cluster.client.submit(train_spec(tmp_path / "out", width=(50, 50)), "only-once")
+    submitted = cluster.client.submit(train_spec(tmp_path / "out", width=(50, 50), global_batch=64), "only-once")
     cluster.kill_scheduler()
     cluster.start_scheduler()
     assert cluster.client.job(submitted.job).name == "small"
-    again = cluster.client.submit(train_spec(tmp_path / "out", width=(50, 50)), "only-once")
+    again = cluster.client.submit(train_spec(tmp_path / "out", width=(50, 50), global_batch=64), "only-once")
     assert (again.job, again.existed) == (submitted.job, True)
 
 
