@@ -168,10 +168,14 @@ def step(hold: Hold, happening: Happening, now: float) -> Outcome:
 def _granted(hold: Hold, granted: Granted, now: float) -> Outcome:
     if granted.epoch <= hold.newest:
         return hold, ()
-    if hold.phase is Phase.IDLE or hold.phase is Phase.GRANTED:
+    if hold.phase is Phase.IDLE:
         return _take(hold, granted)
+    if hold.phase is Phase.GRANTED:
+        taken, actions = _take(hold, granted)
+        return taken, (SayLeft(hold.epoch, "released", 0.0, 0), *actions)
+    hold, given_up = _without_following(hold, "released")
     stopping, actions = _stop(hold, now, hold.cause or "released")
-    return replace(stopping, newest=granted.epoch, following=granted, following_join=None), actions
+    return replace(stopping, newest=granted.epoch, following=granted), (*given_up, *actions)
 
 
 def _take(hold: Hold, granted: Granted) -> Outcome:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -116,12 +115,15 @@ class AgentProcess:
         self.log = folder.with_name(f"{folder.name}.log")
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *options: str, node: str = "n1", fake_ray: str = "", source: str = "always") -> None:
+    def make_ray(self) -> Path:
+        """A program that stands in for `ray`."""
         ray = self.folder.with_name("ray")
-        if not ray.exists():
-            shutil.copy(Path(__file__).with_name("fake_ray.py"), ray)
-            ray.write_text(f"#!{sys.executable} -S\n{ray.read_text()}")
-            ray.chmod(ray.stat().st_mode | stat.S_IXUSR)
+        ray.write_text(f"#!{sys.executable} -S\n{Path(__file__).with_name('fake_ray.py').read_text()}")
+        ray.chmod(0o700)
+        return ray
+
+    def start(self, *options: str, node: str = "n1", fake_ray: str = "", source: str = "always") -> None:
+        ray = self.make_ray()
         command = [
             *(sys.executable, "-m", "agents", "--node", node, "--site", "s", "--source", source),
             *("--scheduler", f"127.0.0.1:{self.scheduler.port}", "--token-file", str(self.token_file)),
