@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "assets"
 SEND_TIMEOUT_S = 30.0
 """A page that takes nothing for so long is gone."""
+
+_log = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -63,7 +66,8 @@ class _Page:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        feeding = asyncio.create_task(self._feed.run())
+        feeding = asyncio.create_task(self._feed.run(self._loop.subscribe()))
+        feeding.add_done_callback(_say_why_it_ended)
         try:
             yield
         finally:
@@ -93,6 +97,11 @@ class _Page:
             return JSONResponse({"error": f"there is no node {name!r}: /api/state lists those there are"}, 404)
         detail = to_json(node_detail(self._loop.inventory, node))
         return Response(detail, media_type="application/json", headers=_UNCACHED)
+
+
+def _say_why_it_ended(feeding: asyncio.Task[None]) -> None:
+    if not feeding.cancelled() and (error := feeding.exception()):
+        _log.error("the status page stands still; restart the scheduler to mend it", exc_info=error)
 
 
 _UNCACHED = {"cache-control": "no-store"}

@@ -28,6 +28,9 @@ class Facts(Protocol):
     def accounts(self) -> Mapping[AccountKey, Account]: ...
     @property
     def reclaims(self) -> Sequence[ReclaimRecord]: ...
+    @property
+    def version(self) -> int:
+        """Grows with every change but those of progress and of when an agent was last heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +53,16 @@ class DeviceUse:
 def use_by_lease(facts: Facts) -> dict[LeaseKey, DeviceUse]:
     """Devices of each live lease: under a running worker, under one that comes or goes, or under none."""
     counts = {key: [0, 0] for key, lease in facts.leases.items() if lease.is_live}
+    running = {job.id for job in facts.jobs.values() if job.state is JobState.RUNNING}
     for worker in facts.workers.values():
         count = counts.get(worker.lease)
         if count is not None and worker.is_live:
-            count[not _is_useful(worker, facts.jobs.get(worker.job))] += len(worker.devices)
+            useful = worker.state is WorkerState.RUNNING and worker.job in running
+            count[not useful] += len(worker.devices)
     return {
         key: DeviceUse(useful, rescale, max(0, len(facts.leases[key].devices) - useful - rescale))
         for key, (useful, rescale) in counts.items()
     }
-
-
-def _is_useful(worker: Worker, job: Job | None) -> bool:
-    return worker.state is WorkerState.RUNNING and job is not None and job.state is JobState.RUNNING
 
 
 def total_use(uses: Mapping[LeaseKey, DeviceUse]) -> DeviceUse:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scheduler.domain.cluster import Lease, Node
 from scheduler.domain.jobs import WorkerState
 from scheduler.status_page.capacity import Facts
-from scheduler.status_page.view import finite
+from scheduler.status_page.job_view import finite
 
 
 @dataclass(frozen=True, slots=True)

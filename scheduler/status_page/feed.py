@@ -8,25 +8,26 @@ import dataclasses
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scheduler.clock import Clock
 from scheduler.domain.changes import LogRow
 from scheduler.domain.cluster import LeaseKey, ReclaimRecord
-from scheduler.status_page import view
+from scheduler.domain.jobs import Job
+from scheduler.status_page import job_view, view
 from scheduler.status_page.capacity import DeviceUse, Facts, total_use, use_by_lease
 from scheduler.status_page.history import History, Mark, Sample
 from scheduler.status_page.traces import Traces
 
 if TYPE_CHECKING:
-    from scheduler.control_loop import ControlLoop
+    from scheduler.control_loop import ControlLoop, Subscription
 
 PERIOD_S = 1.0
 BOOKS_PERIOD_S = 5.0
 MAX_EVENTS = 200
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Feed:
@@ -43,41 +44,45 @@ class Feed:
         self.jobs: dict[str, str] = {}
         self._viewers = 0
         self._refreshed = asyncio.Event()
-        self._last_reclaim: ReclaimRecord | None = None
+        self._last_reclaim: ReclaimRecord | None = _last(loop.inventory.reclaims)
+        self._uses_by_lease: Mapping[LeaseKey, DeviceUse] = {}
+        self._uses_version = -1
+        self._structure: dict[str, str] = {}
+        self._structure_version = -1
         self._books = view.Books()
         self._books_s = -BOOKS_PERIOD_S
 
-    async def run(self) -> None:
-        """Sample once a second and follow the event log, until cancelled."""
+    async def run(self, rows: Subscription) -> None:
+        """Sample once a second and follow the event log, from `rows` on, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow_log())
+            tasks.create_task(self._follow_log(rows))
             tasks.create_task(self._sample_for_ever())
 
-    async def _follow_log(self) -> None:
+    async def _follow_log(self, rows: Subscription) -> None:
         while True:
-            with contextlib.closing(self._loop.subscribe()) as rows:
+            with contextlib.closing(rows):
                 async for row in rows:
                     self.events.append(row)
             await asyncio.sleep(PERIOD_S)  # cut off for being slow: subscribe anew
+            rows = self._loop.subscribe()
 
     async def _sample_for_ever(self) -> None:
         while True:
             try:
                 self.sample()
             except Exception:  # the page may be wrong for a second, the scheduler goes on
-                log.exception("the status page could not read the inventory; it tries again in %g s", PERIOD_S)
+                _log.exception("the status page could not read the inventory; it tries again in %g s", PERIOD_S)
             await asyncio.sleep(PERIOD_S)
 
     def sample(self) -> None:
         """Add to history and curves; with viewers, bring the sections up to date and wake them."""
         self.now_s = self._clock.now_s()
         facts: Facts = self._loop.inventory
-        uses = use_by_lease(facts)
-        use = total_use(uses)
+        use = total_use(self._uses(facts))
         self.history.add(Sample(self.now_s, use.useful, use.rescale, use.idle, self._new_reclaims(facts)))
-        self.traces.add(self.now_s, view.shown_jobs(facts.jobs.values()))
+        self.traces.add(self.now_s, job_view.shown_jobs(facts.jobs.values()))
         if self._viewers:
-            self._refresh(facts, uses)
+            self._refresh(facts)
         refreshed, self._refreshed = self._refreshed, asyncio.Event()
         refreshed.set()
 
@@ -87,34 +92,45 @@ class Feed:
             if record is self._last_reclaim:
                 break
             count += 1
-        self._last_reclaim = facts.reclaims[-1] if facts.reclaims else None
+        self._last_reclaim = _last(facts.reclaims)
         return count
 
     def refresh(self) -> None:
         """Bring the sections up to date now, for a viewer who has just come; with others there they are."""
         if self._viewers > 1:
             return
-        facts: Facts = self._loop.inventory
-        self._refresh(facts, use_by_lease(facts))
+        self._refresh(self._loop.inventory)
 
-    def _refresh(self, facts: Facts, uses: Mapping[LeaseKey, DeviceUse]) -> None:
+    def _uses(self, facts: Facts) -> Mapping[LeaseKey, DeviceUse]:
+        if self._uses_version != facts.version:
+            self._uses_by_lease, self._uses_version = use_by_lease(facts), facts.version
+        return self._uses_by_lease
+
+    def _refresh(self, facts: Facts) -> None:
         if self.now_s - self._books_s >= BOOKS_PERIOD_S:
             self._books, self._books_s = view.books(facts.accounts.values()), self.now_s
-        jobs = view.shown_jobs(facts.jobs.values())
-        self.jobs = {job.id: to_json(view.job_view(job, self.traces)) for job in jobs}
+        jobs = job_view.shown_jobs(facts.jobs.values())
+        self.jobs = {job.id: to_json(job_view.job_view(job, self.traces)) for job in jobs}
+        if self._structure_version != facts.version:
+            self._structure, self._structure_version = _texts(self._structural(facts, jobs)), facts.version
+        moving = {
+            "totals": view.totals(facts, self._uses(facts), self._books),
+            "job_order": [job.id for job in jobs],
+            "job_counts": job_view.job_counts(facts.jobs.values()),
+            "unplaced": job_view.unplaced(facts.jobs, self._loop.unplaced),
+        }
+        self.sections = {**self._structure, **_texts(moving)}
+
+    def _structural(self, facts: Facts, jobs: Iterable[Job]) -> dict[str, object]:
+        """What has an entry for each node, and only changes with the inventory's version."""
         nodes = view.ordered_nodes(facts)
         leases = {lease.key.node: lease for lease in facts.leases.values() if lease.is_live}
-        sections = {
-            "totals": view.totals(facts, uses, self._books),
+        return {
             "sites": view.sites(facts, nodes),
-            "map": view.node_map(nodes, leases, uses),
+            "map": view.node_map(nodes, leases, self._uses(facts)),
             "cohorts": view.cohorts(nodes, leases),
             "placement": view.placement(jobs, nodes),
-            "job_order": [job.id for job in jobs],
-            "job_counts": view.job_counts(facts.jobs.values()),
-            "unplaced": view.unplaced(facts.jobs, self._loop.unplaced),
         }
-        self.sections = {name: to_json(section) for name, section in sections.items()}
 
     async def messages(self) -> AsyncIterator[str]:
         """The whole state, then what changed, once a second. A slow reader gets fewer and larger messages."""
@@ -128,6 +144,10 @@ class Feed:
                 await refreshed.wait()
         finally:
             self._viewers -= 1
+
+
+def _last(records: Sequence[ReclaimRecord]) -> ReclaimRecord | None:
+    return records[-1] if records else None
 
 
 class Viewer:
@@ -160,6 +180,10 @@ class Viewer:
         self._jobs = feed.jobs
         self._history = feed.history.mark
         self._sequence = events[-1].sequence if events else self._sequence
+
+
+def _texts(sections: Mapping[str, object]) -> dict[str, str]:
+    return {name: to_json(section) for name, section in sections.items()}
 
 
 def _changed(new: Mapping[str, str], old: Mapping[str, str]) -> Iterator[tuple[str, str]]:

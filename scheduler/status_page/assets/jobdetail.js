@@ -1,6 +1,7 @@
 /** Everything that the page knows of one job. */
 import { h } from "./dom.js";
 import { clock, duration, figure, number } from "./format.js";
+import { widthRange } from "./marks.js";
 import { t, tryT } from "./strings.js";
 
 /** Whether a job is over, so that widths mean nothing any more. */
@@ -14,7 +15,7 @@ function facts(job) {
   const lines = [
     ["identity", h("code", {}, job.id)],
     ["submitted", `${clock(job.submitted_s)} ${t("by_user", { user: job.user })}`],
-    ...job.roles.map(([role, now, min, max]) => [`role_${role}`, `${number(now)} (${t("width_range", { min, max })})`]),
+    ...job.roles.map(([role, now, min, max]) => [`role_${role}`, `${number(now)} (${widthRange(min, max)})`]),
     ["endpoint", job.endpoint ? h("code", {}, job.endpoint) : ""],
     ["output", job.output ? h("code", {}, job.output) : ""],
     ["message", job.message],

@@ -2,7 +2,7 @@
 import { arrange, byId, h, setText } from "./dom.js";
 import { deviceFree, fillDetail } from "./jobdetail.js";
 import { duration, figure, number } from "./format.js";
-import { progressBar, sparkline, widthBar } from "./marks.js";
+import { progressBar, sparkline, widthBar, widthRange } from "./marks.js";
 import { nowOf } from "./state.js";
 import { locale, t, tryT } from "./strings.js";
 import { commandLine } from "./overview.js";
@@ -95,7 +95,7 @@ function widthCell(job) {
   if (deviceFree(job)) return [];
   return [
     widthBar(job.width, job.min_width, job.max_width),
-    h("p", { class: "cell-line" }, h("b", {}, number(job.width)), h("span", { class: "aside" }, t("width_range", { min: number(job.min_width), max: number(job.max_width) }))),
+    h("p", { class: "cell-line" }, h("b", {}, number(job.width)), h("span", { class: "aside" }, widthRange(job.min_width, job.max_width))),
   ];
 }
 

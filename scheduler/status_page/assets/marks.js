@@ -13,11 +13,14 @@ export function widthBar(width, min, max) {
     return h("div", { class: "width segments", role: "img", "aria-label": label, title: label },
       ...Array.from({ length: max }, (_, i) => h("span", { class: `${i < width ? "on" : ""}${i === min - 1 && min < max ? " least" : ""}` })));
   }
-  const [filled, least] = [h("span", { class: "on" }), h("span", { class: "least" })];
+  const [filled, least] = [h("span", { class: "on" }), h("span", { class: "least", hidden: min === max })];
   filled.style.width = `${(100 * width) / max}%`;
   least.style.left = `${(100 * min) / max}%`;
   return h("div", { class: "width track", role: "img", "aria-label": label, title: label }, filled, least);
 }
+
+/** What a width may be: 64–192, or just 96. */
+export const widthRange = (min, max) => (min === max ? number(max) : t("width_range", { min: number(min), max: number(max) }));
 
 export function progressBar(step, total) {
   const percent = Math.min(100, (100 * step) / total);
