@@ -12,8 +12,9 @@ Rates = NDArray[np.float64]
 DEFAULT_EXPONENT = 0.9
 """Rate of an unmeasured job: width ** this. Concave, so that widths are shared evenly, and hopeful enough to try."""
 
-NEVER_FLAT = 1e-3
-"""Least gain of one more worker: an idle node harvests nothing, and single measurements are noisy."""
+NEVER_FLAT = 0.02
+"""Least gain of one more worker: an idle node harvests nothing, and single measurements are noisy. Enough to pay for a
+rescale of two seconds at width 3 within the planner's horizon, so that a job grows back onto an idle node."""
 
 
 def relative_rates(curve: Sequence[tuple[int, float]], max_width: int) -> Rates:
