@@ -60,11 +60,41 @@ def run_segments(x_ND: Tensor, counts: Sequence[int], experts: Sequence[ExpertWe
     return torch.cat([expert(part) for expert, part in zip(experts, rows, strict=True)])
 
 
+class _Permute(torch.autograd.Function):
+    """Row selection by a permutation: its gradient is another selection, where indexing would scatter and add."""
+
+    @staticmethod
+    def forward(ctx, x_ND: Tensor, order: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(order)
+        return x_ND.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+        (order,) = ctx.saved_tensors
+        return grad_ND.index_select(0, inverse(order)), None
+
+
+def permute(x_ND: Tensor, order: Tensor) -> Tensor:
+    """`x_ND[order]`, for an order that has every row exactly once."""
+    return _Permute.apply(x_ND, order)
+
+
+def inverse(order: Tensor) -> Tensor:
+    """The permutation that undoes `order`."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return place
+
+
+def spread(x_TD: Tensor, grouped: Grouped, active: int) -> Tensor:
+    """Each token once for each of its `active` experts, sorted by expert: (N, D)."""
+    repeated_ND = x_TD.unsqueeze(1).expand(-1, active, -1).reshape(-1, x_TD.shape[1])
+    return permute(repeated_ND, grouped.order)
+
+
 def weigh(y_ND: Tensor, grouped: Grouped, weights_TK: Tensor) -> Tensor:
     """Bring sorted outputs back to their tokens and sum each token's K, weighted: (T, D)."""
-    place_N = torch.empty_like(grouped.order)
-    place_N[grouped.order] = torch.arange(len(place_N), device=place_N.device)
-    y_TKD = y_ND[place_N].unflatten(0, weights_TK.shape)
+    y_TKD = permute(y_ND, inverse(grouped.order)).unflatten(0, weights_TK.shape)
     return (y_TKD * weights_TK.to(y_TKD.dtype).unsqueeze(2)).sum(dim=1)
 
 
@@ -78,7 +108,7 @@ class LocalExperts:
     def __call__(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """See `ExpertExecutor`. Raises KeyError for an expert that is not here."""
         grouped = group_by_expert(expert_ids_TK, self._per_layer)
-        x_ND = x_TD[grouped.order // expert_ids_TK.shape[1]]
+        x_ND = spread(x_TD, grouped, expert_ids_TK.shape[1])
         return weigh(self._run_sorted(layer, x_ND, grouped.counts), grouped, weights_TK)
 
     def run(self, layer: int, x_ND: Tensor, expert_ids_N: Tensor) -> Tensor:

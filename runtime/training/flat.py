@@ -1,0 +1,87 @@
+"""Parameters and their optimiser state in one contiguous buffer, so that they are reduced, copied and sent whole.
+
+P parameters (numbers) of a piece. Row 0 of a (3, P) buffer holds values, rows 1 and 2 AdamW's moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from protocol.models import ModelConfig
+from runtime.moe.experts import ExpertWeights, expert_shapes
+from runtime.moe.model import MoeModel
+
+
+class Flat:
+    """One piece: all dense parameters, or one expert. The first `decayed` numbers are subject to weight decay."""
+
+    def __init__(self, buffer: Tensor, decayed: int) -> None:
+        self.buffer = buffer
+        self.decayed = decayed
+        self.grad = torch.zeros_like(buffer[0])
+
+    def attach(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make the parameters, in order, views of this piece, gradients included. Their own values are dropped."""
+        start = 0
+        for parameter in parameters:
+            end = start + parameter.numel()
+            parameter.data = self.buffer[0, start:end].view(parameter.shape)
+            if parameter.requires_grad:
+                parameter.grad = self.grad[start:end].view(parameter.shape)
+            start = end
+
+    def squared_gradient(self) -> float:
+        """Sum of squares of the gradient."""
+        return float(torch.linalg.vector_norm(self.grad, dtype=torch.float64)) ** 2
+
+
+class DensePiece:
+    """A model's dense parameters as one `Flat`: matrices first (decayed), then norms and biases."""
+
+    def __init__(self, model: MoeModel) -> None:
+        named = list(model.named_parameters())
+        matrices = [p for _, p in named if p.dim() > 1]
+        vectors = [p for _, p in named if p.dim() <= 1]
+        self._parameters = matrices + vectors
+        self._decayed = sum(p.numel() for p in matrices)
+        self.size = sum(p.numel() for p in self._parameters)
+        device = self._parameters[0].device
+        flat = Flat(torch.zeros(3, self.size, device=device), self._decayed)
+        flat.buffer[0] = torch.cat([p.detach().flatten() for p in self._parameters])
+        flat.attach(self._parameters)
+        self.flat = flat
+
+    def load(self, buffer: Tensor) -> None:
+        """Take over the state of a (3, P) buffer."""
+        self.flat.buffer.copy_(buffer)
+
+
+class ExpertPiece:
+    """One expert as a `Flat`, and as the two matrices that the model runs."""
+
+    def __init__(self, config: ModelConfig, buffer: Tensor) -> None:
+        self.flat = Flat(buffer, decayed=buffer.shape[1])
+        shapes = expert_shapes(config.hidden_size, config.expert_size)
+        parameters = [nn.Parameter(torch.empty(shape, device=buffer.device)) for shape in shapes]
+        self.flat.attach(parameters)
+        self.weights = ExpertWeights(*parameters)
+
+
+def expert_buffer(config: ModelConfig, weights: ExpertWeights | None = None, device: str = "cpu") -> Tensor:
+    """A (3, P) buffer with these values (or unset ones) and blank moments."""
+    size = sum(math.prod(shape) for shape in expert_shapes(config.hidden_size, config.expert_size))
+    if weights is None:
+        return torch.empty(3, size, device=device)
+    buffer = torch.zeros(3, size, device=device)
+    buffer[0] = torch.cat([w.detach().flatten() for w in weights])
+    return buffer
+
+
+def zero_gradients(pieces: Sequence[Flat]) -> None:
+    """Before a backward pass: gradients accumulate in place."""
+    for piece in pieces:
+        piece.grad.zero_()

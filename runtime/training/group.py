@@ -1,0 +1,154 @@
+"""One process group of a switch or generation: gloo on CPU, NCCL on GPU, rendezvous through a TCP store.
+
+Groups are objects, not torch's global one, so an old and a new group can live side by side. When any call raises
+`PeerLost` the caller closes its group at once: that breaks the connections, and so tells everyone else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CONNECT_S = 20.0
+"""Longest wait for the participants of a switch to come together."""
+COLLECTIVE_S = 180.0
+"""Longest that a healthy worker may keep the others waiting; a hung one is killed by the controller long before."""
+
+
+class PeerLost(Exception):
+    """A collective failed: a peer died, closed its group, or stayed silent too long."""
+
+
+def open_store(address: str) -> Any:
+    """A rendezvous on a free port of `address`; its `.port` goes into the switch."""
+    return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S))
+
+
+class Group:
+    """Workers that talk in collectives. Not thread-safe; calls must be made in the same order by all members."""
+
+    def __init__(self, process_group: Any, rank: int, size: int) -> None:
+        self._group = process_group
+        self.rank = rank
+        self.size = size
+        self.bytes_received = 0
+        self.waited_s = 0.0  # in collectives, transfer included
+
+    @staticmethod
+    def connect(
+        store_at: tuple[str, int],
+        prefix: str,
+        rank: int,
+        size: int,
+        address: str,
+        device: torch.device,
+        cancelled: Callable[[], bool],
+    ) -> Group:
+        """Meet the others under `prefix`. Raises `PeerLost` if they do not come or `cancelled()` turns true."""
+        try:
+            store = dist.TCPStore(*store_at, is_master=False, timeout=timedelta(seconds=CONNECT_S))
+            shared = dist.PrefixStore(prefix, store)
+            _await_everyone(shared, rank, size, cancelled)
+            return Group(_process_group(shared, rank, size, address, device), rank, size)
+        except (RuntimeError, ValueError) as error:
+            raise PeerLost(f"could not form the group {prefix} of {size}: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Drop the connections; whoever waits for this worker gets `PeerLost`."""
+        self._group = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `close` has not been called."""
+        return self._group is not None
+
+    def all_reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
+        """Sum (or other) over all members, in place."""
+        if self.size == 1:
+            return
+        options = dist.AllreduceOptions()
+        options.reduceOp = op
+        self._wait(lambda group: group.allreduce([x], options))
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Every member's `x`, stacked in rank order, (size, ...)."""
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        if self.size == 1:
+            return x.unsqueeze(0)
+        self._wait(lambda group: group.allgather([parts], [x]))
+        return torch.stack(parts)
+
+    def all_to_all(self, x: Tensor, send_rows: Sequence[int], receive_rows: Sequence[int]) -> Tensor:
+        """Rows to each member in rank order; returns the rows from each, in rank order."""
+        if self.size == 1:
+            return x
+        out = x.new_empty((sum(receive_rows), *x.shape[1:]))
+        options = dist.AllToAllOptions()
+        send, receive = list(send_rows), list(receive_rows)
+        self._wait(lambda group: group.alltoall_base(out, x.contiguous(), receive, send, options))
+        return out
+
+    def exchange(self, sends: Sequence[tuple[Tensor, int, int]], receives: Sequence[tuple[Tensor, int, int]]) -> None:
+        """Point to point, all at once: (tensor, peer rank, tag). Tensors are contiguous; both sides know the shapes."""
+        works = []
+        try:
+            works = [self._open.recv([x], peer, tag) for x, peer, tag in receives]
+            works += [self._open.send([x], peer, tag) for x, peer, tag in sends]
+            for work in works:
+                work.wait()
+        except RuntimeError as error:
+            raise PeerLost(_first_line(error)) from None
+        self.bytes_received += sum(x.nbytes for x, _, _ in receives)
+
+    def barrier(self) -> None:
+        """Return when all members have come here."""
+        self.all_reduce(torch.zeros(1))
+
+    @property
+    def _open(self) -> Any:
+        if self._group is None:
+            raise PeerLost("the group is closed")
+        return self._group
+
+    def _wait(self, start: Callable[[Any], Any]) -> None:
+        started = time.monotonic()
+        try:
+            start(self._open).wait()
+        except RuntimeError as error:
+            raise PeerLost(_first_line(error)) from None
+        self.waited_s += time.monotonic() - started
+
+
+def _await_everyone(store: Any, rank: int, size: int, cancelled: Callable[[], bool]) -> None:
+    # the store has no interruptible wait, and gloo's own start-up would wait out its time for a worker that died
+    store.set(f"here/{rank}", "1")
+    keys = [f"here/{r}" for r in range(size)]
+    deadline = time.monotonic() + CONNECT_S
+    while not store.check(keys):
+        if cancelled():
+            raise PeerLost("the switch was called off")
+        if time.monotonic() > deadline:
+            raise PeerLost(f"not all of {size} workers came within {CONNECT_S:.0f} s")
+        time.sleep(0.002)
+
+
+def _process_group(store: Any, rank: int, size: int, address: str, device: torch.device) -> Any:
+    timeout = timedelta(seconds=COLLECTIVE_S)
+    if device.type == "cuda":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0][:300]

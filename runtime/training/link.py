@@ -1,0 +1,50 @@
+"""A controller's line to one worker: starts (or finds) the actor, listens to its pulse, and notices its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.site.controller import Actors, WorkerSlot
+from runtime.training.actor import Status, TrainWorkerActor
+from runtime.training.decisions import LinkPhase
+from runtime.training.pulse import Event, listen
+
+START_S = 90.0
+"""Longest wait for an actor to start, its imports apart."""
+
+
+class Link:
+    """One worker. `post(worker, event)` gets every event, "adopted" (status=) first and "lost" (reason=) at the end."""
+
+    def __init__(
+        self, slot: WorkerSlot, actors: Actors, spec_json: str, folder: Path, post: Callable[[str, Event], None]
+    ) -> None:
+        self.slot = slot
+        self.phase: LinkPhase = "starting"
+        self.handle: Any = None
+        self._actors = actors
+        self._arguments = (slot, spec_json, str(folder))
+        self._post = lambda event: post(slot.worker, event)
+        self._task = asyncio.create_task(self._run(), name=f"link {slot.worker}")
+
+    async def status(self) -> Status:
+        """Ask the worker. Raises whatever the actor system raises when it is gone."""
+        return await self.handle.status.remote()
+
+    def close(self) -> None:
+        """Stop listening; the worker goes on."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.timeout(START_S):
+                self.handle = await self._actors.start(self.slot, TrainWorkerActor, *self._arguments)
+                status = await self.status()
+            self._post({"kind": "adopted", "status": status})
+            async for event in listen(*status.pulse, after=status.events):
+                self._post(event)
+        except Exception as error:  # an actor system has many words for "gone"
+            self._post({"kind": "lost", "reason": str(error) or type(error).__name__})

@@ -1,0 +1,69 @@
+"""What a train job's user sees of its steps: a line a second, and what was lost."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from protocol.jobspec import JobSpec
+from runtime.site.controller import Reports
+from runtime.training.pulse import Event
+
+EVERY_S = 1.0
+WINDOW = 20
+"""Steps over which the rate is measured; never across a switch."""
+
+
+class Progress:
+    """Turns step events into `Reports.progress` and `Reports.work_lost`."""
+
+    def __init__(self, job: str, reports: Reports) -> None:
+        self._job, self._reports = job, reports
+        self._ends_s: deque[float] = deque(maxlen=WINDOW + 1)
+        self._step_s = 0.0  # measured time of one step
+        self._newest: Event | None = None
+        self._told_s = 0.0
+        self._total = self._batch = 0
+        self.since_switch = 0
+
+    def configure(self, spec: JobSpec) -> None:
+        """What the job is to do in all."""
+        assert spec.train is not None
+        self._total, self._batch = spec.train.steps, spec.train.global_batch
+
+    def new_generation(self) -> None:
+        """Other workers: measure the rate anew."""
+        self._ends_s.clear()
+        self.since_switch = 0
+
+    def step(self, event: Event, width: int) -> None:
+        """A step was taken."""
+        self._newest = event
+        self.since_switch = event["since_switch"]
+        self._ends_s.append(event["at_s"])
+        if len(self._ends_s) > 1:
+            self._step_s = (self._ends_s[-1] - self._ends_s[0]) / (len(self._ends_s) - 1)
+        if time.monotonic() - self._told_s >= EVERY_S:
+            self.flush(width)
+
+    def flush(self, width: int) -> None:
+        """Say where the job is now."""
+        if self._newest is None:
+            return
+        self._told_s = time.monotonic()
+        rate = self._batch / self._step_s if self._step_s and len(self._ends_s) > 1 else 0.0
+        done, loss = self._newest["step"] + 1, self._newest["loss"]
+        metrics = {"gradient_norm": self._newest["gradient_norm"] or 0.0}
+        self._reports.progress(self._job, done, self._total, rate, "samples/s", width, loss or 0.0, metrics)
+
+    def is_beyond(self, step: int) -> bool:
+        """Whether more than `step` steps had been taken."""
+        return self._newest is not None and self._newest["step"] + 1 > step
+
+    def back_to(self, step: int, cause: str) -> None:
+        """Training goes back to having taken `step` steps."""
+        if self._newest is None or not self.is_beyond(step):
+            return
+        lost = self._newest["step"] + 1 - step
+        self._reports.work_lost(self._job, lost, lost * self._step_s, cause)
+        self._newest = None

@@ -1,0 +1,243 @@
+"""A training worker: one thread that follows orders, takes steps, and tells what happens.
+
+It needs nobody to go on training. It stops at a step boundary when any member has been ordered to a newer switch,
+and whenever a peer is lost; then it waits for the next order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from protocol.jobspec import JobSpec
+from runtime.moe.checkpoint import dense_tensors, expert_tensors, finish_folder, partial_folder, write_shard
+from runtime.site.controller import WorkerSlot
+from runtime.training.checkpoint_writer import CheckpointWriter, Writing
+from runtime.training.generation import DENSE, Generation, Holding, Switch
+from runtime.training.group import PeerLost
+from runtime.training.orders import Orders
+from runtime.training.pulse import Pulse
+from runtime.training.snapshots import Snapshots
+from runtime.training.state import Copy, TrainState
+from runtime.training.text import Batches, DataError, load_corpus
+from runtime.training.trainer import Outcome, Signals, Trainer
+from runtime.training.transition import Standing, enter
+
+Phase = Literal["preparing", "ready", "training", "broken", "left", "parked", "finished", "failed"]
+
+
+class TrainWorker:
+    """Owned by one thread, which calls `run`. `Orders` and `Pulse` are its only doors to others."""
+
+    def __init__(self, slot: WorkerSlot, spec: JobSpec, folder: Path, orders: Orders, pulse: Pulse) -> None:
+        """`folder` is the job's own: its data and checkpoints lie there, shared by all of its workers."""
+        assert spec.train is not None
+        self._part, self._slot, self._folder = spec.train, slot, folder
+        self._me = slot.worker
+        self._orders, self._tell = orders, pulse.tell
+        self._writer = CheckpointWriter(folder / "checkpoints", pulse.tell)
+        self._standing: Standing | None = None
+        self._batches: Batches | None = None
+        self._boundary_s = 0.0  # Unix time of the last step's end
+        self._since_switch = 0  # steps taken in this generation
+        self.phase: Phase = "preparing"
+
+    # --- what control calls read --------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> Generation | None:
+        """The generation whose state it has."""
+        return self._standing.generation if self._standing else None
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self._standing.state.position.step if self._standing else 0
+
+    def holdings(self) -> list[Holding]:
+        """State in memory that a recovery can start from. Meaningful while the worker does not train."""
+        standing = self._standing
+        if standing is None:
+            return []
+        held = standing.snapshots.holdings()
+        if standing.has_state and standing.generation is not None:
+            items = frozenset((DENSE, *standing.state.experts))
+            held.append(Holding("live", standing.state.position.step, standing.generation.number, items))
+        return held
+
+    # --- the thread -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Prepare, then follow orders for ever. Returns after a fault of its own, which it has told."""
+        try:
+            self._prepare()
+            self._become("ready")
+            done = 0
+            while True:
+                switch = self._orders.take(after=done)
+                done = switch.number
+                self._follow(switch)
+        except Exception as error:  # the process must not die silently: whatever it is, the job's owner reads it
+            if self._standing is not None:
+                self._standing.close()
+            self._become("failed", message=explain(error, self._me))
+
+    def _prepare(self) -> None:
+        part = self._part
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, self._folder / "data")
+        self._batches = Batches(corpus, part.seed, part.sequence_length)
+        self._standing = Standing(TrainState(part.model, device), Snapshots(self._me))
+
+    def _follow(self, switch: Switch) -> None:
+        standing = self._standing
+        assert standing is not None
+        try:
+            self._enter(switch, standing)
+            if standing.group is None:
+                return
+            if switch.then == "park":
+                self._park(standing)
+            else:
+                self._train(standing)
+        except PeerLost as error:
+            reason = str(error)
+        else:
+            return
+        # outside the handler: its traceback would keep the group, and so its connections, alive
+        standing.close()
+        self._writer.interrupt()
+        self._become("broken", step=self.step, number=switch.number, reason=reason, boundary_s=self._boundary_s)
+
+    def _enter(self, switch: Switch, standing: Standing) -> None:
+        stopped_s, had_state = self._boundary_s, standing.has_state
+        entry = enter(
+            switch,
+            self._me,
+            standing,
+            self._part.seed,
+            self._slot.address,
+            lambda: self._orders.is_cancelled(switch.number),
+        )
+        self._since_switch = 0
+        facts = {"number": switch.number, "step": self.step, "bytes": entry.bytes_received}
+        if not entry.is_member:
+            self._become("left", **facts)
+            return
+        self.phase = "training"
+        self._tell("switched", stopped_s=stopped_s if had_state else 0.0, resumed_s=time.time(), **facts)
+
+    def _train(self, standing: Standing) -> None:
+        generation, group = standing.generation, standing.group
+        assert generation is not None
+        assert group is not None
+        assert self._batches is not None
+        trainer = Trainer(self._part, standing.state, self._batches, group, generation)
+        while self.step < self._part.steps:
+            outcome = trainer.step(Signals(self._orders.pending, int(self._writer.writing)))
+            self._boundary_s = time.time()
+            self._since_switch += 1
+            standing.snapshots.settle()
+            self._at_boundary(standing, generation, outcome)
+            if max(signal.pending for signal in outcome.signals) > generation.number:
+                self._writer.interrupt()
+                return
+        self._finish(standing, generation)
+
+    def _at_boundary(self, standing: Standing, generation: Generation, outcome: Outcome) -> None:
+        if generation.workers[0] == self._me:
+            self._tell_step(outcome)
+        by_rank = tuple(signal.checkpoint for signal in outcome.signals)
+        is_due = self._writer.heard(by_rank)
+        is_due |= self.step % self._part.checkpoint_every == 0 and Writing.BUSY not in by_rank
+        if is_due or self._since_switch == 1 or self.step % self._part.snapshot_every == 0:
+            copy = self._snapshot(standing, generation)
+            if is_due:
+                self._writer.start(copy, generation, self._me)
+
+    def _snapshot(self, standing: Standing, generation: Generation) -> Copy:
+        assert standing.group is not None
+        return standing.snapshots.take(standing.state, standing.group, generation)
+
+    def _tell_step(self, outcome: Outcome) -> None:
+        self._tell(
+            "step",
+            step=outcome.step,
+            loss=outcome.loss if not outcome.is_skipped else None,
+            gradient_norm=outcome.gradient_norm if not outcome.is_skipped else None,
+            at_s=self._boundary_s,
+            since_switch=self._since_switch,
+            compute_s=list(outcome.compute_s),
+        )
+
+    def _become(self, phase: Phase, **facts: Any) -> None:
+        self.phase = phase
+        self._tell(phase, **facts)
+
+    def _park(self, standing: Standing) -> None:
+        """Write a checkpoint, keep everything in memory, and wait for the next order."""
+        generation, group = standing.generation, standing.group
+        assert generation is not None
+        assert group is not None
+        self._writer.start(self._snapshot(standing, generation), generation, self._me)
+        self._writer.wait()
+        told = group.all_gather(torch.tensor([int(self._writer.writing)], device=standing.state.device))
+        self._writer.heard(tuple(told.flatten().tolist()))
+        self._writer.wait()
+        group.barrier()
+        standing.snapshots.settle()
+        self._become("parked", step=self.step, number=generation.number)
+
+    def _finish(self, standing: Standing, generation: Generation) -> None:
+        """Write the model: every member its own experts, rank 0 what is dense, and the folder's name at the end."""
+        output, group, state = self._folder / self._part.output, standing.group, standing.state
+        assert group is not None
+        assert self._batches is not None
+        rank, width = group.rank, group.size
+        self._writer.wait()
+        if rank == 0:
+            shutil.rmtree(partial_folder(output), ignore_errors=True)
+        group.barrier()
+        fault = _fault_of(lambda: write_shard(output, rank, width, self._share_of_model(state, rank)))
+        is_whole = not self._any(fault)
+        if rank == 0 and is_whole:
+            tokenizer = self._batches.corpus.tokenizer_json
+            fault = _fault_of(lambda: finish_folder(output, state.config, tokenizer))
+        if self._any(fault) or fault:
+            raise OSError(fault or "another worker could not write its part of the model")
+        self._become("finished", step=self.step, output=os.fspath(output))
+
+    def _share_of_model(self, state: TrainState, rank: int) -> dict[str, torch.Tensor]:
+        dense = dense_tensors(state.model) if rank == 0 else {}
+        return dense | expert_tensors(state.config, state.weights())
+
+    def _any(self, fault: str) -> bool:
+        assert self._standing is not None
+        assert self._standing.group is not None
+        told = torch.tensor([float(bool(fault))], device=self._standing.state.device)
+        self._standing.group.all_reduce(told)
+        return bool(told.item())
+
+
+def _fault_of(write: Any) -> str:
+    try:
+        write()
+    except OSError as error:
+        return f"the model cannot be written: {error.strerror or error} ({error.filename or ''})"
+    return ""
+
+
+def explain(error: Exception, worker: str) -> str:
+    """What a user reads when a worker gives up."""
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return f"worker {worker} ran out of memory: lower global_batch or the model's sizes, or raise width.min"
+    if isinstance(error, OSError):
+        return str(error)
+    return f"worker {worker} failed: {type(error).__name__}: {error}"

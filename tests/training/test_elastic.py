@@ -1,0 +1,111 @@
+"""Law 5 and law 4 with real processes: whatever happens to its workers, a run's losses equal the undisturbed one's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from protocol.jobspec import JobSpec
+from runtime.moe.checkpoint import ModelFolder
+from runtime.site.controller import Assignment
+from runtime.training import progress
+from runtime.training.actor import TrainWorkerActor
+from runtime.training.controller import TrainController
+from runtime.training.pulse import listen
+from tests.training.local_actors import LocalActors
+from tests.training.recorder import Recorder
+from tests.training.undisturbed import run_undisturbed, slots, tiny_spec
+
+pytestmark = pytest.mark.slow
+
+
+class Stage:
+    """A job with warm workers: scripts then depend on steps, not on how fast processes start."""
+
+    def __init__(self, folder: Path, spec: JobSpec) -> None:
+        self.folder, self.spec = folder, spec
+        self.actors, self.said = LocalActors(), Recorder()
+        self.controller = TrainController("job-1", self.actors, self.said, folder)
+        self.revision = 0
+
+    async def warm(self, *workers: str) -> None:
+        """Start workers before anyone asks for them, and wait until they are ready."""
+        arguments = (self.spec.model_dump_json(), str(self.folder))
+        handles = [await self.actors.start(s, TrainWorkerActor, s, *arguments) for s in slots(self.spec, list(workers))]
+        async with asyncio.timeout(120):
+            await asyncio.gather(*(_ready((await handle.status.remote()).pulse) for handle in handles))
+
+    async def assign(
+        self, workers: list[str], cause: str, shares: list[int] | None = None, **more: object
+    ) -> Assignment:
+        self.revision += 1
+        wanted = slots(self.spec, workers, shares) if workers else ()
+        assignment = Assignment("job-1", self.revision, wanted, cause, spec=self.spec, **more)
+        await self.controller.assign(assignment)
+        return assignment
+
+    async def become(self, workers: list[str], cause: str, shares: list[int] | None = None) -> dict:
+        assignment = await self.assign(workers, cause, shares)
+        return await self.said.until("reached", lambda f: f["revision"] == assignment.revision)
+
+    async def at_step(self, step: int) -> None:
+        await self.said.until("progress", lambda f: f["step"] >= step)
+
+    def losses(self) -> dict[int, float]:
+        return {facts["step"]: facts["loss"] for facts in self.said.all("progress")}
+
+
+async def _ready(pulse: tuple[str, int, str]) -> None:
+    async for event in listen(*pulse):
+        if event["kind"] == "ready":
+            return
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)  # every step's loss
+    made = Stage(tmp_path, tiny_spec())
+    yield made
+    await made.controller.detach()
+    made.actors.close()
+
+
+def assert_equal_to_undisturbed(stage: Stage) -> None:
+    expected, state = run_undisturbed(stage.spec, stage.folder / "data")
+    ours = stage.losses()
+    assert sorted(ours) == list(range(1, stage.spec.train.steps + 1))
+    for step, loss in ours.items():
+        assert loss == pytest.approx(expected[step - 1], rel=1e-4), f"step {step}"
+    with ModelFolder(stage.folder / "out") as saved:
+        model = saved.dense_model()
+        for name, parameter in model.named_parameters():
+            assert torch.allclose(parameter, dict(state.model.named_parameters())[name], atol=2e-3), name
+        for key, piece in state.experts.items():
+            assert torch.allclose(saved.expert(key).w1, piece.weights.w1, atol=2e-3), key
+
+
+async def test_grow_shrink_and_kill_leave_the_loss_curve_as_it_was(stage: Stage) -> None:
+    await stage.warm(*"abcde")
+    await stage.become(["a", "b"], "start")
+    await stage.at_step(6)
+    grown = await stage.become(["a", "b", "c"], "grow", [1, 1, 2])
+    await stage.at_step(grown["at_step"] + 3)
+    shrunk = await stage.become(["b", "c"], "reclaim", [3, 1])
+    await stage.at_step(shrunk["at_step"] + 3)
+    await stage.become(["b", "c", "d", "e"], "grow")
+    await stage.at_step(shrunk["at_step"] + 10)
+    stage.actors.kill("c")
+    lost = await stage.said.until("reached", lambda f: f["cause"] == "loss")
+    await stage.become(["b", "d", "e"], "loss", [2, 1, 1])
+    ended = await stage.said.until("ended")
+    assert ended["outcome"] == "done"
+    assert_equal_to_undisturbed(stage)
+    # a graceful rescale loses nothing, an abrupt loss at most the steps since the last snapshot
+    (work_lost,) = stage.said.all("work_lost")
+    assert work_lost["steps"] <= stage.spec.train.snapshot_every
+    assert lost["stall_s"] > 0
+    assert stage.actors.alive() == set()
