@@ -1,6 +1,7 @@
 """Kills what a runner's commands left when the runner is gone, even by SIGKILL. Run as a script by the runner.
 
 The runner says `+GROUP` when it starts a command and `-GROUP` when it has ended; the end of input is the runner's end.
+It is no child of the runner, since Ray kills an actor's children with it, and their own children not.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ import sys
 
 
 def main() -> None:
-    """Keep the list of process groups; at the end of input, SIGKILL them."""
+    """Leave the parent, then keep the list of process groups; at the end of input, SIGKILL them."""
+    if os.fork():
+        return
     groups: set[int] = set()
     for line in sys.stdin:
         change = groups.add if line[0] == "+" else groups.discard

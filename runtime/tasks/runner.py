@@ -32,6 +32,7 @@ class Runner:
         self._guard = subprocess.Popen(
             [sys.executable, "-E", "-S", guard.__file__], stdin=subprocess.PIPE, start_new_session=True
         )
+        self._guard.wait()  # what watches is its child, which is nobody's
 
     async def run(self, item: int, attempt: int, parameters: Parameters) -> Outcome:
         """Run an item, or wait for the end of this very try if it is at it already (for an earlier site process)."""

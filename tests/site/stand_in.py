@@ -37,7 +37,7 @@ class StandIn(site_pb2_grpc.SiteServiceServicer):
         assert self._server is not None
         await self._server.stop(grace=None)
 
-    async def Session(
+    async def Session(  # noqa: N802  the wire names it
         self, request_iterator: AsyncIterator[site_pb2.SiteMessage], context: Any
     ) -> AsyncIterator[site_pb2.SiteCommand]:
         """See site.proto."""

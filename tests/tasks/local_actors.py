@@ -40,7 +40,6 @@ class Handle:
         """Die as by SIGKILL: calls fail, what the actor's guard watches is killed."""
         self._is_gone = True
         self.actor._guard.stdin.close()
-        self.actor._guard.wait()
         for call in list(self._calls):
             call.set_exception(ActorGone("the actor died"))
 
