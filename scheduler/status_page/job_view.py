@@ -38,6 +38,7 @@ class JobView:
     name: str
     kind: str
     user: str
+    site: str
     state: str
     width: int
     min_width: int
@@ -110,6 +111,7 @@ def job_view(job: Job, traces: Traces) -> JobView:
         name=job.name,
         kind=job.kind.value,
         user=job.user,
+        site=job.site,
         state=job.state.value,
         width=job.width,
         min_width=job.min_width,

@@ -215,6 +215,10 @@ WRITTEN_ON = (
     ("good", "panel"),
     ("bad", "panel"),
     ("accent", "accent-soft"),
+    ("on-useful", "useful-deep"),
+    ("on-joining", "joining"),
+    ("ink", "idle"),
+    ("ink", "owner"),
 )
 
 CONTRAST = """([text, ground]) => {

@@ -98,7 +98,7 @@ function grid(scale) {
 function timeTicks({ start, end, width }) {
   const wanted = Math.max(2, Math.floor(width / 150));
   const steps = [10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 172_800];
-  const step = steps.find((seconds) => (end - start) / seconds <= wanted) ?? 172_800;
+  const step = steps.find((seconds) => (end - start) / seconds <= wanted + 0.5) ?? 172_800;
   const offset = new Date(start * 1000).getTimezoneOffset() * 60;
   const first = Math.ceil((start - offset) / step) * step + offset;
   const margin = (end - start) * (34 / width);

@@ -18,7 +18,8 @@ let builtFor = null; // the sites and cohorts that the cells were made for
 let notes = []; // [element, members], to be counted anew with every state
 let active = -1;
 let asking = null;
-let highlighted = null;
+let highlightedJob = null;
+let highlighted = null; // the nodes of that job
 
 /** Bring the map up to date; cells are only made anew when nodes come or go, or groups change. */
 export function renderMap(newState) {
@@ -29,6 +30,7 @@ export function renderMap(newState) {
     renderMap(state);
   });
   if (isStale()) build();
+  lookUpHighlighted();
   cells.forEach((cell, i) => paint(cell, i));
   for (const [note, members] of notes) setText(note, noteOf(members));
   const counts = countCodes(state.map.states);
@@ -132,9 +134,15 @@ function renderTable() {
 
 /** Show where a job runs, or everything again for null. */
 export function highlightJob(job) {
-  highlighted = job === null ? null : new Set(state?.placement[job] ?? []);
-  byId("map").classList.toggle("dimmed", highlighted !== null && highlighted.size > 0);
+  highlightedJob = job;
+  lookUpHighlighted();
   cells.forEach((cell, i) => paint(cell, i));
+}
+
+function lookUpHighlighted() {
+  const members = highlightedJob === null ? [] : state?.placement[highlightedJob] ?? [];
+  highlighted = members.length ? new Set(members) : null;
+  byId("map").classList.toggle("dimmed", highlighted !== null);
 }
 
 function point(i) {
