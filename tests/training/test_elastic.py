@@ -11,7 +11,7 @@ import torch
 
 from protocol.jobspec import JobSpec
 from runtime.moe.checkpoint import ModelFolder
-from runtime.site.controller import Assignment
+from runtime.site.controller import Assignment, WorkerSlot
 from runtime.training import progress
 from runtime.training.actor import TrainWorkerActor
 from runtime.training.controller import TrainController
@@ -34,10 +34,15 @@ class Stage:
 
     async def warm(self, *workers: str) -> None:
         """Start workers before anyone asks for them, and wait until they are ready."""
-        arguments = (self.spec.model_dump_json(), str(self.folder))
-        handles = [await self.actors.start(s, TrainWorkerActor, s, *arguments) for s in slots(self.spec, list(workers))]
         async with asyncio.timeout(120):
-            await asyncio.gather(*(_ready((await handle.status.remote()).pulse) for handle in handles))
+            await asyncio.gather(*(self._warm(slot) for slot in slots(self.spec, list(workers))))
+
+    async def _warm(self, slot: WorkerSlot) -> None:
+        arguments = (slot, self.spec.model_dump_json(), str(self.folder))
+        handle = await self.actors.start(slot, TrainWorkerActor, *arguments)
+        async for event in listen(*(await handle.status.remote()).pulse):
+            if event["kind"] == "ready":
+                return
 
     async def assign(
         self, workers: list[str], cause: str, shares: list[int] | None = None, **more: object
@@ -57,12 +62,6 @@ class Stage:
 
     def losses(self) -> dict[int, float]:
         return {facts["step"]: facts["loss"] for facts in self.said.all("progress")}
-
-
-async def _ready(pulse: tuple[str, int, str]) -> None:
-    async for event in listen(*pulse):
-        if event["kind"] == "ready":
-            return
 
 
 @pytest.fixture
