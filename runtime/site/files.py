@@ -27,6 +27,10 @@ class Folder:
         self._lock.seek(0)
         self.instance = self._lock.read().strip() or self._name_it()
 
+    def close(self) -> None:
+        """Let another process have it."""
+        self._lock.close()
+
     def _name_it(self) -> str:
         instance = uuid.uuid4().hex
         self._lock.write(instance)

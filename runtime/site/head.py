@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from runtime.site.files import write_whole
-from runtime.site.processes import kill_session, started_ticks
+from runtime.site.processes import birth, boot, kill_session
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Head:
     address: str  # HOST:PORT
     token: str = field(repr=False)
     pid: int
-    started: int  # clock ticks since boot
+    born: str  # with the process id, names the process: see `processes.birth`
     temp_dir: str
     ray_version: str
 
@@ -80,7 +80,7 @@ class RayHead:
 
     def start(self) -> Head:
         """The head that already runs, else a new one. Raises `HeadFailed`."""
-        known = self._read()
+        known = self.read()
         if known and self.is_alive(known):
             log.info("found the Ray head again: %s, process %d", known.address, known.pid)
             self.was_found = True
@@ -94,7 +94,7 @@ class RayHead:
         """Whether exactly this head still runs."""
         if self._process is not None and self._process.pid == head.pid:
             self._process.poll()  # reaps it, so that a dead head is no zombie
-        return started_ticks(head.pid) == head.started
+        return birth(head.pid) == head.born
 
     def stop(self, head: Head) -> None:
         """Kill the head with everything it started and remove its files."""
@@ -102,12 +102,15 @@ class RayHead:
         self._file.unlink(missing_ok=True)
 
     def _clear(self, head: Head) -> None:
-        kill_session(head.pid)
+        # The session is still the head's if its leader is the head, or dead: such a number is not given out again.
+        if birth(head.pid) in (head.born, None) and head.born.startswith(boot()):
+            kill_session(head.pid)
         if self._process is not None:
             self._process.wait()
         shutil.rmtree(head.temp_dir, ignore_errors=True)
 
-    def _read(self) -> Head | None:
+    def read(self) -> Head | None:
+        """The head that `head.json` names, alive or not. Raises `HeadFailed` if the file is spoiled."""
         try:
             return Head(**json.loads(self._file.read_text()))
         except FileNotFoundError:
@@ -132,8 +135,8 @@ class RayHead:
         temp_dir = make_temp_dir()
         process = self._spawn(port, token, temp_dir)
         self._process = process
-        started = started_ticks(process.pid)
-        head = Head(f"{self._address}:{port}", token, process.pid, started or 0, temp_dir, ray_version())
+        born = birth(process.pid) or ""
+        head = Head(f"{self._address}:{port}", token, process.pid, born, temp_dir, ray_version())
         write_whole(self._file, json.dumps(asdict(head)), 0o600)
         try:
             self._wait(head)

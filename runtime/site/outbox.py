@@ -66,9 +66,14 @@ class Outbox:
             self._facts[key] = said._replace(at_s=now_s)
         return [*self._ready.values(), *(said.message for said in self._facts.values())]
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether `take` would return at once."""
+        return bool(self._waiting)
+
     async def take(self) -> site_pb2.SiteMessage:
         """Wait for the next message. It stays first until `taken`."""
-        while not self._waiting:
+        while not self.has_waiting:
             self._arrived.clear()
             await self._arrived.wait()
         return next(iter(self._waiting.values()))

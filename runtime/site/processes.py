@@ -7,8 +7,8 @@ import signal
 import time
 
 
-def started_ticks(pid: int) -> int | None:
-    """When a live process started, in clock ticks since boot: with its id it names one process, ever.
+def birth(pid: int) -> str | None:
+    """What, with its id, names one live process for ever: this boot of the machine, and its start in clock ticks.
 
     None if there is no such process, or only its corpse.
     """
@@ -17,12 +17,18 @@ def started_ticks(pid: int) -> int | None:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") else f"{boot()}/{int(fields[19])}"
+
+
+def boot() -> str:
+    """The machine's present boot."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
 
 
 def session_members(session: int) -> list[int]:
     """Live processes of a session (those that a process started with `start_new_session` and they themselves made)."""
-    return [pid for pid in _all_pids() if started_ticks(pid) is not None and _session_of(pid) == session]
+    return [pid for pid in _all_pids() if birth(pid) is not None and _session_of(pid) == session]
 
 
 def _all_pids() -> list[int]:

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from protocol import common_pb2, site_pb2
 from runtime.site.controller import LeaseKey
-from runtime.site.processes import started_ticks
+from runtime.site.processes import birth
 from tests.site.real_site import Raylet, RealSite, start_raylet, task_assignment
 from tests.site.stand_in import StandIn
 
@@ -88,7 +88,7 @@ def _text(path: Path) -> str:
 
 
 def _is_alive(pid: str) -> bool:
-    return started_ticks(int(pid)) is not None
+    return birth(int(pid)) is not None
 
 
 async def test_workers_run_on_exactly_the_nodes_they_were_given(world: World, tmp_path: Path) -> None:
