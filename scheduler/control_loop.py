@@ -127,6 +127,11 @@ class ControlLoop:
         """Why a job does not run, or not at its full width, by the newest plan."""
         return MappingProxyType(self._unplaced)
 
+    @property
+    def planned_version(self) -> int:
+        """Version of the inventory that the newest plan was made of; -1 before the first."""
+        return self._planned_version
+
     def now_s(self) -> float:
         """The loop's time, with which services stamp events."""
         return self._clock.now_s()

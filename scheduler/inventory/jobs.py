@@ -129,7 +129,10 @@ def _run(r: Records, worker: Worker) -> None:
 def reached(r: Records, e: events.AssignmentReached) -> None:
     """The job runs as a revision says, after a stall that the books now call rescale."""
     job = live_job(r, e.job, f"revision {e.revision} reached")
-    if job is None or job.assignment is None or e.revision > job.assignment.revision:
+    if job is None:
+        return
+    if not max(1, job.reached_revision) <= e.revision <= job.assignment_revision:
+        fence(r, f"revision {e.revision} of {job.id} reached, which is at {job.reached_revision}", job=job.id)
         return
     job = _record_rescale(r, job, e)
     if e.revision != job.assignment_revision or job.state is JobState.ENDING:

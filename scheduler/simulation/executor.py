@@ -10,6 +10,7 @@ its time has come:
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class _NodeTwin:
     devices: tuple[Device, ...]
     epoch: int = 0
     alive: bool = True
+    connected: bool = True
     joined: bool = False
     reclaimed_s: float | None = None
 
@@ -68,6 +70,7 @@ class TwinExecutor:
         self._jobs: dict[str, JobTwin] = {}
         self._due: list[_Due] = []
         self._number = 0
+        self._unsaid: dict[str, list[events.Event]] = {}  # site that is away -> what it has to say
 
     # --- time --------------------------------------------------------------------------------------------------
 
@@ -91,15 +94,28 @@ class TwinExecutor:
             if due.what == what:
                 due.act = _nothing
 
-    def _say(self, kind: type[events.Event], **fields: object) -> None:
+    def _event(self, kind: type[events.Event], **fields: object) -> events.Event:
         self._number += 1
-        self._post(kind(at_s=self._clock.now_s(), cause_id=f"twin-{self._number}", **fields))
+        return kind(at_s=self._clock.now_s(), cause_id=f"twin-{self._number}", **fields)
+
+    def _agent_says(self, node: str, kind: type[events.Event], /, **fields: object) -> None:
+        """An agent says what it has to say, or nobody hears it."""
+        if self._nodes[node].connected:
+            self._post(self._event(kind, **fields))
+
+    def _site_says(self, site: str, kind: type[events.Event], /, **fields: object) -> None:
+        """A site says what it has to say, if need be after it has connected again."""
+        event = self._event(kind, **fields)
+        if site in self._unsaid:
+            self._unsaid[site].append(event)
+        else:
+            self._post(event)
 
     # --- the owners' side --------------------------------------------------------------------------------------
 
     def open_site(self, site: str) -> None:
-        """A site connects."""
-        self._say(
+        """A site connects, and says what it could not say before."""
+        connected = self._event(
             events.SiteConnected,
             site=site,
             instance=f"{site}-twin",
@@ -107,13 +123,21 @@ class TwinExecutor:
             ray_token="twin",
             ray_version="twin",
         )
+        for event in (connected, *self._unsaid.pop(site, ())):
+            self._post(event)
+
+    def drop_site(self, site: str) -> None:
+        """A site's session breaks; its work goes on."""
+        if site not in self._unsaid:
+            self._site_says(site, events.SiteDisconnected, site=site, instance=f"{site}-twin")
+            self._unsaid[site] = []
 
     def reconnect(self) -> None:
         """The scheduler was away: every site and every living agent connects to it again."""
-        for site in sorted({twin.site for twin in self._nodes.values()}):
+        for site in sorted({twin.site for twin in self._nodes.values()} - self._unsaid.keys()):
             self.open_site(site)
         for node, twin in sorted(self._nodes.items()):
-            if twin.alive:
+            if twin.alive and twin.connected:
                 self._hello(node)
 
     def add_node(self, node: str, site: str, devices: tuple[Device, ...]) -> None:
@@ -121,9 +145,22 @@ class TwinExecutor:
         self._nodes[node] = _NodeTwin(site, devices)
         self._hello(node)
 
+    def drop_agent(self, node: str) -> None:
+        """An agent's stream breaks; what runs on the node goes on."""
+        self._agent_says(node, events.AgentDisconnected, node=node, instance=f"{node}-twin")
+        self._nodes[node].connected = False
+
+    def return_agent(self, node: str) -> None:
+        """A living agent connects again."""
+        twin = self._nodes[node]
+        if twin.alive and not twin.connected:
+            twin.connected = True
+            self._hello(node)
+
     def _hello(self, node: str) -> None:
         twin = self._nodes[node]
-        self._say(
+        self._agent_says(
+            node,
             events.AgentConnected,
             node=node,
             site=twin.site,
@@ -137,12 +174,13 @@ class TwinExecutor:
         """The node's owner has nothing for it. A node that was killed comes back first."""
         twin = self._nodes[node]
         if not twin.alive:
-            twin.alive, twin.epoch, twin.joined = True, 0, False
+            twin.alive, twin.connected, twin.epoch, twin.joined = True, True, 0, False
             self._hello(node)
         self._report(node, tuple(d.id for d in twin.devices), grace_s, expected_end_s)
 
     def _report(self, node: str, spare: tuple[str, ...], grace_s: float, expected_end_s: float | None) -> None:
-        self._say(
+        self._agent_says(
+            node,
             events.NodeReported,
             node=node,
             instance=f"{node}-twin",
@@ -164,7 +202,9 @@ class TwinExecutor:
         if twin.reclaimed_s is not None:
             return
         twin.reclaimed_s = now_s
-        self._say(events.NodeReclaimed, lease=key, deadline_s=now_s + grace_s, grace_s=grace_s, cause=cause)
+        self._agent_says(
+            node, events.NodeReclaimed, lease=key, deadline_s=now_s + grace_s, grace_s=grace_s, cause=cause
+        )
         self._later(grace_s, lambda: self._free(key, "reclaimed"), key)
 
     def kill(self, node: str) -> None:
@@ -173,10 +213,10 @@ class TwinExecutor:
         key = LeaseKey(node, twin.epoch)
         twin.alive, twin.joined = False, False
         self._call_off(key)
-        self._say(events.AgentDisconnected, node=node, instance=f"{node}-twin")
+        self.drop_agent(node)
         if twin.epoch:
             self._lose_workers(key)
-            self._say(events.NodeGone, lease=key)
+            self._site_says(twin.site, events.NodeGone, lease=key)
         twin.epoch, twin.reclaimed_s = 0, None
 
     def _free(self, key: LeaseKey, cause: str) -> None:
@@ -190,29 +230,32 @@ class TwinExecutor:
         twin.epoch, twin.joined, twin.reclaimed_s = 0, False, None
         free_s = now_s - reclaimed_s if reclaimed_s is not None else 0.0
         said = "reclaimed" if reclaimed_s is not None else cause
-        self._say(events.NodeLeft, lease=key, cause=said, free_s=free_s, killed=killed)
+        self._agent_says(key.node, events.NodeLeft, lease=key, cause=said, free_s=free_s, killed=killed)
 
     # --- the executor port -------------------------------------------------------------------------------------
 
     def grant(self, lease: Lease) -> None:
         """See `Executor`."""
         twin = self._nodes.get(lease.key.node)
-        if twin and twin.alive and twin.epoch == 0:
+        if twin and twin.connected and twin.epoch == 0:
             twin.epoch = lease.key.epoch
 
     def join(self, lease: Lease, site: Site) -> None:
         """See `Executor`."""
         twin = self._nodes.get(lease.key.node)
-        if twin and twin.alive and twin.epoch == lease.key.epoch and not twin.joined:
+        if twin and twin.connected and twin.epoch == lease.key.epoch and not twin.joined:
             twin.joined = True
-            self._say(events.RayletStarted, lease=lease.key)
-            self._later(self._warmup_s, lambda: self._say(events.NodeReady, lease=lease.key), lease.key)
+            self._agent_says(lease.key.node, events.RayletStarted, lease=lease.key)
+            ready = functools.partial(self._site_says, lease.site, events.NodeReady, lease=lease.key)
+            self._later(self._warmup_s, ready, lease.key)
 
     def assign(self, job: Job, step: Assign, leases: tuple[Lease, ...], lost_workers: tuple[str, ...]) -> None:
         """See `Executor`."""
-        twin = self._jobs.setdefault(job.id, JobTwin(job.id, self._work(job)))
+        if job.site in self._unsaid:
+            return
+        twin = self._jobs.setdefault(job.id, JobTwin(job.id, job.site, self._work(job)))
         now_s = self._clock.now_s()
-        if step.assignment.revision <= twin.revision:
+        if step.assignment.revision <= twin.revision or twin.is_over:
             self._repeat(twin)
             return
         missing = {s.worker for s in step.assignment.workers if self._nodes[s.lease.node].epoch != s.lease.epoch}
@@ -223,23 +266,38 @@ class TwinExecutor:
 
     def end(self, job: Job, cause: str) -> None:
         """See `Executor`."""
-        twin = self._jobs.setdefault(job.id, JobTwin(job.id, self._work(job)))
+        if job.site in self._unsaid:
+            return
+        twin = self._jobs.setdefault(job.id, JobTwin(job.id, job.site, self._work(job)))
         self._finish(twin, "cancelled")
 
     def leave(self, lease: Lease, cause: str) -> None:
         """See `Executor`."""
-        if lease.key.node in self._nodes:
+        twin = self._nodes.get(lease.key.node)
+        if twin and twin.connected:
             self._free(lease.key, "released")
 
     def reclaim(self, lease: Lease, grace_s: float, cause: str) -> None:
         """See `Executor`."""
         twin = self._nodes.get(lease.key.node)
-        if twin and twin.epoch == lease.key.epoch:
+        if twin and twin.connected and twin.epoch == lease.key.epoch:
             self.owner_reclaims(lease.key.node, grace_s, cause)
 
     def forget(self, key: LeaseKey, site: str) -> None:
         """See `Executor`."""
         self._lose_workers(key)
+
+    def runs(self, job: str, worker: str) -> bool:
+        """Whether the site runs this worker now."""
+        return job in self._jobs and worker in self._jobs[job].workers
+
+    def lose_worker(self, job: str, worker: str) -> None:
+        """A worker dies alone."""
+        twin = self._jobs[job]
+        key = twin.workers[worker]
+        twin.drop(worker, self._clock.now_s())
+        self._site_says(twin.site, events.WorkerChanged, job=job, worker=worker, lease=key, state="lost")
+        self._stall(twin, "loss", self._costs.down_s)
 
     # --- jobs --------------------------------------------------------------------------------------------------
 
@@ -254,9 +312,9 @@ class TwinExecutor:
         now_s = self._clock.now_s()
         came, left = twin.reach(now_s)
         for worker, lease in came:
-            self._say(events.WorkerChanged, job=twin.id, worker=worker, lease=lease, state="running")
+            self._site_says(twin.site, events.WorkerChanged, job=twin.id, worker=worker, lease=lease, state="running")
         for worker, lease in left:
-            self._say(events.WorkerChanged, job=twin.id, worker=worker, lease=lease, state="left")
+            self._site_says(twin.site, events.WorkerChanged, job=twin.id, worker=worker, lease=lease, state="left")
         twin.last_stall_s = now_s - twin.stalled_s
         twin.last_cause = cause
         self._say_reached(twin)
@@ -266,11 +324,14 @@ class TwinExecutor:
             self._later(remaining_s, lambda: self._finish(twin, "done"), twin.id)
 
     def _repeat(self, twin: JobTwin) -> None:
-        if twin.is_steady:
+        if twin.is_over:
+            self._site_says(twin.site, events.JobEnded, job=twin.id, outcome=twin.outcome)
+        elif twin.is_steady:
             self._say_reached(twin)
 
     def _say_reached(self, twin: JobTwin) -> None:
-        self._say(
+        self._site_says(
+            twin.site,
             events.AssignmentReached,
             job=twin.id,
             revision=twin.revision,
@@ -283,7 +344,8 @@ class TwinExecutor:
     def _say_progress(self, twin: JobTwin) -> None:
         width = len(twin.workers)
         if width:
-            self._say(
+            self._site_says(
+                twin.site,
                 events.JobProgressed,
                 job=twin.id,
                 step=int(twin.done),
@@ -300,16 +362,16 @@ class TwinExecutor:
         for twin in sorted(self._jobs.values(), key=lambda t: t.id):
             lost = twin.lose(key, self._clock.now_s())
             for worker in lost:
-                self._say(events.WorkerChanged, job=twin.id, worker=worker, lease=key, state="lost")
-            if lost:
+                self._site_says(twin.site, events.WorkerChanged, job=twin.id, worker=worker, lease=key, state="lost")
+            if lost and not twin.is_over:
                 self._stall(twin, "loss", self._costs.down_s)
             died += len(lost)
         return died
 
     def _finish(self, twin: JobTwin, outcome: str) -> None:
         self._call_off(twin.id)
-        twin.finish(self._clock.now_s())
-        self._say(events.JobEnded, job=twin.id, outcome=outcome)
+        twin.finish(outcome, self._clock.now_s())
+        self._site_says(twin.site, events.JobEnded, job=twin.id, outcome=outcome)
 
 
 def _nothing() -> None:

@@ -26,6 +26,7 @@ class JobTwin:
     """One job at its site. `workers` run or start; `leaving` go when the next revision is reached."""
 
     id: str
+    site: str
     work: Work
     revision: int = 0
     workers: dict[str, LeaseKey] = field(default_factory=dict)
@@ -37,11 +38,17 @@ class JobTwin:
     stalled_s: float = 0.0
     last_stall_s: float = 0.0
     last_cause: str = ""
+    outcome: str = ""
 
     @property
     def is_steady(self) -> bool:
         """Whether it runs as its newest revision says, or is parked."""
         return self.revision > 0 and not self.is_stalled
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return bool(self.outcome)
 
     def take_up(self, step: Assign, now_s: float, missing: set[str]) -> tuple[bool, bool]:
         """A newer revision; `missing` of its workers have no node any more. Whether it gains, and changes, workers."""
@@ -71,13 +78,16 @@ class JobTwin:
     def lose(self, key: LeaseKey, now_s: float) -> list[str]:
         """Workers on a lease die. Who, sorted."""
         lost = sorted(worker for worker, lease in (self.workers | self.leaving).items() if lease == key)
-        if lost:
-            self.pause(now_s)
         for worker in lost:
-            self.workers.pop(worker, None)
-            self.leaving.pop(worker, None)
-            self.coming.discard(worker)
+            self.drop(worker, now_s)
         return lost
+
+    def drop(self, worker: str, now_s: float) -> None:
+        """One worker is no more."""
+        self.pause(now_s)
+        self.workers.pop(worker, None)
+        self.leaving.pop(worker, None)
+        self.coming.discard(worker)
 
     def remaining_s(self) -> float | None:
         """Seconds until the work is done at the present width; None if it never is."""
@@ -85,7 +95,8 @@ class JobTwin:
             return None
         return max(0.0, self.work.total - self.done) / self.work.rate(len(self.workers))
 
-    def finish(self, now_s: float) -> None:
+    def finish(self, outcome: str, now_s: float) -> None:
         """The job is over."""
         self.pause(now_s)
+        self.outcome = outcome
         self.workers, self.leaving, self.coming, self.is_stalled = {}, {}, set(), False
