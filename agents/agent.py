@@ -34,7 +34,8 @@ from agents.lending import Lending
 from agents.offer import Objection, due_reclaim, offer
 from agents.probes import Device, Probe
 from agents.raylet import RayletOptions
-from agents.spare import Judgement, Now, Source, together
+from agents.spare import Judgement, Now, Source
+from agents.spare.asking import Asking, off_loop
 from protocol import agent_pb2 as pb
 
 log = logging.getLogger("fallow.agent")
@@ -65,7 +66,7 @@ class Node:
 class Agent:
     """One node's agent. Everything happens on one event loop; only `_happen` changes the lease.
 
-    Invariant: a raylet of ours runs only while `hold` is RUNNING, DRAINING or STOPPING, and `kept` is it.
+    Invariant: a raylet of ours runs only while `hold` is RUNNING, DRAINING or STOPPING, and `lending` has it.
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class Agent:
         look_s: float = 2.0,
         clock: Callable[[], Now] = read_clock,
     ) -> None:
-        self.node, self.sources, self.options = node, tuple(sources), options
+        self.node, self.options = node, options
+        self.asking = Asking(sources, tuple(device.id for device in node.devices))
         self.grace_s, self.look_s, self.clock = grace_s, look_s, clock
         self.folder = options.folder
         self.instance = uuid.uuid4().hex
@@ -88,7 +90,8 @@ class Agent:
         self.connection = Connection(peer, self._opening, self._command)
         self.last_left: SayLeft | None = None
         self.word = OwnersWord(self.folder)
-        self._energy_before_j = 0.0
+        self._meter = (0, 0.0, 0.0)  # epoch, joules at its first and at its newest reading
+        self._metering: asyncio.Task[None] | None = None
         self._leaving = False
         self._ended = asyncio.Event()
         self._footprint = Footprint()
@@ -99,7 +102,7 @@ class Agent:
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Work until the owner ends it by SIGTERM or SIGINT. Raises `Refused` if the scheduler will not have it."""
         process_tree.adopt_orphans()
-        strays = await asyncio.to_thread(raylet.clear, self.folder)
+        strays = await off_loop(lambda: raylet.clear(self.folder))
         if strays:
             log.warning("killed %d processes that an earlier agent had left", strays)
         await self._look()
@@ -107,24 +110,28 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._terminated)
-        dialling = asyncio.create_task(self.connection.run())
-        others = [asyncio.create_task(work) for work in (self._looking(), self._beating(), self._ready(on_ready))]
         ended = asyncio.create_task(self._ended.wait())
+        works = [self.connection.run(), self._looking(), self._beating()]
+        tasks = [ended, *(asyncio.create_task(work) for work in works)]
+        ready = asyncio.create_task(self._ready(on_ready))
         try:
-            await asyncio.wait({dialling, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if dialling.done():
-                await dialling
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a refusal, or a mistake of ours: then the keeper gives the node back
             await self.connection.flush(_GOODBYE_S)
         finally:
             server.close()
-            for task in (dialling, ended, *others):
+            for task in (*tasks, ready):
                 task.cancel()
-            await asyncio.gather(dialling, ended, *others, return_exceptions=True)
+            await asyncio.gather(*tasks, ready, return_exceptions=True)
 
     async def _ready(self, on_ready: Callable[[], None]) -> None:
         await self.connection.accepted.wait()
         log.info("node %s is registered", self.node.name)
-        on_ready()
+        try:
+            on_ready()
+        except OSError as error:
+            log.error("cannot write the ready file: %s", error)
 
     async def _looking(self) -> None:
         while True:
@@ -133,12 +140,19 @@ class Agent:
 
     async def _look(self) -> None:
         """Ask the sources, and reclaim for the owner where they say so."""
-        judgements = [await source.judge(self.clock()) for source in self.sources]
-        self.judgement = together(judgements, tuple(device.id for device in self.node.devices))
+        self.judgement = await self.asking.judge(self.clock())
+        if self.hold.epoch and (self._metering is None or self._metering.done()):
+            self._metering = asyncio.create_task(self._read_meter())  # a driver that hangs must not hold up the look
         if self.hold.phase is Phase.RUNNING:
             self.lending.expect_end(self.judgement.ends_at)
         self._reclaim_if_due()
         self._report()
+
+    async def _read_meter(self) -> None:
+        """What the lent devices have drawn since the lease began."""
+        epoch, devices = self.hold.epoch, self.hold.devices
+        now_j = await off_loop(lambda: self.node.probe.energy_j(devices))
+        self._meter = (epoch, self._meter[1] if self._meter[0] == epoch else now_j, now_j)
 
     def _reclaim_if_due(self) -> None:
         if self.hold.phase in (Phase.GRANTED, Phase.RUNNING):
@@ -162,8 +176,6 @@ class Agent:
     def _happen(self, happening: Happening) -> None:
         before = self.hold
         self.hold, actions = step(before, happening, self.clock().mono_s)
-        if self.hold.epoch != before.epoch:
-            self._energy_before_j = self.node.probe.energy_j(self.hold.devices) if self.hold.devices else 0.0
         if self.hold.phase is not before.phase or self.hold.epoch != before.epoch:
             log.info("lease %d: %s -> %d: %s", before.epoch, before.phase, self.hold.epoch, self.hold.phase)
         for action in actions:
@@ -244,10 +256,8 @@ class Agent:
         return messages.node_report(self.hold.epoch, offered, now, rss, cpu, self._energy_j())
 
     def _energy_j(self) -> float:
-        """What the lent devices have drawn since the lease began."""
-        return (
-            max(0.0, self.node.probe.energy_j(self.hold.devices) - self._energy_before_j) if self.hold.devices else 0.0
-        )
+        epoch, first_j, newest_j = self._meter
+        return max(0.0, newest_j - first_j) if epoch == self.hold.epoch else 0.0
 
     def _reclaim_notice(self, said: SayReclaim) -> pb.AgentMessage:
         now = self.clock()

@@ -13,7 +13,7 @@ from enum import StrEnum
 PATIENCE_S = 2.0
 """Longest time between SIGTERM and SIGKILL."""
 
-MARGIN_S = 1.0
+MARGIN_S = 2.0
 """Longest time kept before a deadline for killing and clearing up."""
 
 
@@ -142,9 +142,12 @@ Outcome = tuple[Hold, tuple[Action, ...]]
 
 
 def ending(now: float, deadline: float) -> tuple[float, float]:
-    """When to send SIGTERM and SIGKILL so that the node is free by `deadline`: a fifth of the time is kept for each."""
+    """When to send SIGTERM and SIGKILL so that the node is free by `deadline`.
+
+    Of a short time a quarter is kept for killing, and a fifth before that for processes to end by themselves.
+    """
     left = max(0.0, deadline - now)
-    kill_at = deadline - min(MARGIN_S, left / 5)
+    kill_at = deadline - min(MARGIN_S, left / 4)
     return max(now, kill_at - min(PATIENCE_S, left / 5)), max(now, kill_at)
 
 

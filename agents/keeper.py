@@ -31,6 +31,8 @@ class Keeper:
 
     def __init__(self, mark: bytes, folder: str, log: str) -> None:
         self.mark, self.folder, self.log = mark, folder, log
+        self.me = os.getpid()
+        self.since, self.since_s = process_tree.started(self.me), os.stat(folder).st_ctime
         self.root = 0
         self.term_at = self.kill_at = float("inf")
         self.ending = False
@@ -62,7 +64,7 @@ class Keeper:
 
     def _end(self, now: float) -> bool:
         """One round of ending; whether nothing was left."""
-        left = process_tree.belonging(os.getpid(), self.mark, (f"{self.folder}/",), frozenset({os.getpid()}))
+        left = process_tree.belonging(self.me, self.mark, (f"{self.folder}/",), self.since)
         if now >= self.kill_at or not self.ending:
             self.shared |= shared_memory.mapped_by(process.pid for process in left)
         if now >= self.kill_at:
@@ -131,11 +133,24 @@ class Keeper:
 
     def leave(self) -> None:
         """Remove what the raylet left on disk and in shared memory, then say that nothing is left."""
-        import shutil
-
-        shared_memory.remove(self.shared)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shared_memory.remove(self.shared, self.since_s)
+        _remove(self.folder)
         self._say(f"gone {len(self.killed)}")
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder as far as that goes; `shutil` would have to be loaded first, and the owner waits."""
+    for path, folders, files in os.walk(folder, topdown=False):
+        for name in (*files, *folders):
+            there = os.path.join(path, name)
+            try:
+                os.rmdir(there) if os.path.isdir(there) and not os.path.islink(there) else os.unlink(there)
+            except OSError:
+                continue
+    try:
+        os.rmdir(folder)
+    except OSError:
+        return
 
 
 def _become(command: list[str], cores: set[int], log: str) -> None:

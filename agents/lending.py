@@ -74,7 +74,7 @@ class Lending:
     def expect_end(self, end: float | None) -> None:
         """Have the keeper end the raylet when the owner returns for certain, should the agent say nothing more."""
         ends_at = float("inf") if end is None else end
-        if self._kept and ends_at != self._expected and not abs(ends_at - self._expected) < _NEWS_S:
+        if self._kept and ends_at != self._expected and abs(ends_at - self._expected) > _NEWS_S:
             self._expected = ends_at
             self._kept.limit(*ending(time.monotonic(), ends_at))
 

@@ -75,17 +75,27 @@ def _link(path: str) -> str:
         return ""
 
 
-def belonging(root: int, mark: bytes, folders: tuple[str, ...], spared: frozenset[int]) -> list[Process]:
-    """Live processes below `root`, and marked ones of the same user anywhere, but none of `spared`."""
+def belonging(root: int, mark: bytes, folders: tuple[str, ...], since: int = 0) -> list[Process]:
+    """Live processes below `root`, and marked ones of the same user anywhere, but not `root` itself.
+
+    Processes that started before `since` (clock ticks since boot) cannot be marked, and are not looked into: on a
+    full machine that is most of the work, and a deadline waits for it.
+    """
     processes = table()
     ours = descendants(root, processes)
     return [
         process
         for process in processes.values()
-        if process.pid not in spared
+        if process.pid != root
         and process.state not in _DEAD
-        and (process.pid in ours or is_marked(process.pid, mark, folders))
+        and (process.pid in ours or (process.started >= since and is_marked(process.pid, mark, folders)))
     ]
+
+
+def started(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 if there is none."""
+    found = read(pid)
+    return found.started if found else 0
 
 
 def send(process: Process, number: int) -> None:
@@ -114,19 +124,13 @@ def _kill(process: Process, number: int) -> None:
             os.kill(process.pid, number)
 
 
-def reap(spared: frozenset[int] = frozenset()) -> dict[int, int]:
-    """Exit statuses of this process's own dead children, but of none of `spared`, which somebody else waits for."""
-    statuses: dict[int, int] = {}
+def reap() -> None:
+    """Bury this process's own dead children, those that it adopted too."""
     me = os.getpid()
     for process in table().values():
-        if process.parent == me and process.state in _DEAD and process.pid not in spared:
-            try:
-                pid, status = os.waitpid(process.pid, os.WNOHANG)
-            except ChildProcessError:
-                continue
-            if pid:
-                statuses[pid] = os.waitstatus_to_exitcode(status)
-    return statuses
+        if process.parent == me and process.state in _DEAD:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
 
 
 def adopt_orphans() -> bool:

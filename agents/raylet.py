@@ -20,6 +20,7 @@ from pathlib import Path
 import agents
 from agents import process_tree, shared_memory
 from agents.decide import JoinAsked
+from agents.spare.asking import off_loop
 
 _LONGEST_TEMP_DIR = 38
 """Ray puts unix sockets up to 68 characters below its temp dir, and their paths end at 107."""
@@ -216,12 +217,15 @@ class KeptRaylet:
             elif line[0] == b"gone":
                 killed = int(line[1])
         transport.close()
-        await asyncio.to_thread(self._process.wait)
+        await off_loop(self._process.wait)
         if self._process.stdin:
             self._process.stdin.close()
         if self._impatience:
             self._impatience.cancel()
-        self._on_gone(killed if killed is not None else await asyncio.to_thread(clear, self.options.folder))
+        self._on_gone(killed if killed is not None else await off_loop(self._clear))
+
+    def _clear(self) -> int:
+        return clear(self.options.folder, process_tree.started(os.getpid()))
 
 
 def _keeper_command() -> list[str]:
@@ -229,10 +233,11 @@ def _keeper_command() -> list[str]:
     return [sys.executable, "-S", "-E", "-c", _KEEPER, str(Path(agents.__file__).resolve().parent.parent)]
 
 
-def clear(folder: Path) -> int:
+def clear(folder: Path, since: int = 0) -> int:
     """Kill every process of every lease of this agent, and remove what they left. Blocks; how many were killed.
 
-    For when a keeper was killed, and at the start, after an agent that was killed together with its keeper.
+    For when a keeper was killed, and at the start, after an agent that was killed together with its keeper. Processes
+    that started before `since` (clock ticks since boot) are known to be none of them.
     """
     me = os.getpid()
     mark = f"{process_tree.MARK}={folder}".encode()
@@ -240,7 +245,7 @@ def clear(folder: Path) -> int:
     shared: set[str] = set()
     empty_looks = 0
     while empty_looks < 2:
-        left = process_tree.belonging(me, mark, lease_folders(folder), frozenset({me}))
+        left = process_tree.belonging(me, mark, lease_folders(folder), since)
         shared |= shared_memory.mapped_by(process.pid for process in left)
         for process in left:
             killed.add((process.pid, process.started))
@@ -248,13 +253,19 @@ def clear(folder: Path) -> int:
         process_tree.reap()
         empty_looks = 0 if left else empty_looks + 1
         time.sleep(0.01)
-    shared_memory.remove(shared)
-    _remove_folders(folder)
+    left_behind = _folders(folder)
+    if left_behind:
+        shared_memory.remove(shared, min(path.stat().st_ctime for path in left_behind))
+    for path in left_behind:
+        shutil.rmtree(path, ignore_errors=True)
     return len(killed)
 
 
-def _remove_folders(folder: Path) -> None:
-    for prefix in lease_folders(folder):
-        for path in Path(prefix).parent.glob(f"{Path(prefix).name}*"):
-            if path.name[len(Path(prefix).name) :].isdigit() and path.is_dir() and path.stat().st_uid == os.getuid():
-                shutil.rmtree(path, ignore_errors=True)
+def _folders(folder: Path) -> list[Path]:
+    """Lease folders of this agent that are still there."""
+    return [
+        path
+        for prefix in map(Path, lease_folders(folder))
+        for path in prefix.parent.glob(f"{prefix.name}*")
+        if path.name[len(prefix.name) :].isdigit() and path.is_dir() and path.stat().st_uid == os.getuid()
+    ]

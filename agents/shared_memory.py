@@ -22,14 +22,12 @@ def mapped_by(pids: Iterable[int]) -> set[str]:
     return {path for path in found if not path.endswith(" (deleted)")}
 
 
-def remove(paths: set[str]) -> None:
-    """Remove those of the files that no living process maps any more and that are this user's own."""
-    if not paths:
-        return
-    used = mapped_by(int(name) for name in os.listdir("/proc") if name.isdigit())
-    for path in paths - used:
+def remove(paths: set[str], since_s: float) -> None:
+    """Remove those of the files that are this user's own and were made at `since_s` (file time) or later."""
+    for path in paths:
         try:
-            if os.stat(path).st_uid == os.getuid():
+            found = os.stat(path)
+            if found.st_uid == os.getuid() and found.st_ctime >= since_s:
                 os.unlink(path)
         except OSError:
             continue

@@ -44,7 +44,10 @@ class NvidiaProbe:
 
     def energy_j(self, devices: tuple[str, ...]) -> float:
         """Sum of the energy counters, which start with the driver; 0 for GPUs before Volta, which have none."""
-        nvml = self._library()
+        try:
+            nvml = self._library()
+        except ProbeFailed:
+            return 0.0
         try:
             handles = (nvml.nvmlDeviceGetHandleByIndex(int(d.partition(":")[2])) for d in devices)
             return float(sum(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles)) / 1000

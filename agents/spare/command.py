@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -39,7 +40,7 @@ class Command:
     async def judge(self, now: Now) -> Judgement:
         """What the program says now."""
         try:
-            answer = read(await asyncio.to_thread(self._run), self.devices)
+            answer = read(await self._run(), self.devices)
         except BadAnswer as problem:
             return Judgement((), self.name, f"{self.command[0]}: {problem}")
         end = answer.expected_end_s
@@ -48,30 +49,25 @@ class Command:
             return Judgement((), self.name, f"{self.command[0]}: its expected_end_s has passed")
         return Judgement(answer.spare, self.name, answer.reason, ends_at, answer.grace_s)
 
-    def _run(self) -> bytes:
+    async def _run(self) -> bytes:
         try:
-            process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+            process = await asyncio.create_subprocess_exec(
+                *self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
             )
         except OSError as error:
             raise BadAnswer(f"cannot be run ({error.strerror}): check --command") from error
         try:
-            output, _ = process.communicate(timeout=self.time_out_s)
-        except subprocess.TimeoutExpired as error:
+            output, _ = await asyncio.wait_for(process.communicate(), self.time_out_s)
+        except TimeoutError as error:
             raise BadAnswer(f"gave no answer within {self.time_out_s:g} s") from error
         finally:
-            _end_session(process)
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
         if process.returncode:
             raise BadAnswer(f"ended with status {process.returncode}")
         return output
-
-
-def _end_session(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    if process.stdout:
-        process.stdout.close()
 
 
 def read(output: bytes, devices: tuple[str, ...]) -> Answer:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 
 from agents import process_tree
 from agents.probes import Probe, ProbeFailed, Usage
 from agents.spare import Judgement, Now
+from agents.spare.asking import off_loop
 from agents.spare.hysteresis import Thresholds, Verdict, judge
 
 
@@ -24,7 +24,7 @@ class Host:
     async def judge(self, now: Now) -> Judgement:
         """Devices that have been free of others for long enough. A probe that fails makes nothing spare."""
         try:
-            usages = await asyncio.to_thread(self._usage)
+            usages = await off_loop(self._usage)
         except ProbeFailed as failure:
             return Judgement((), self.name, f"cannot see who uses this node: {failure}")
         for device in self.devices:

@@ -113,6 +113,7 @@ class AgentProcess:
         self.token_file.write_text(scheduler.token)
         self.ready_file = folder.with_name(f"{folder.name}.ready")
         self.log = folder.with_name(f"{folder.name}.log")
+        self.shared = Path("/dev/shm") / folder.parent.name
         self.process: subprocess.Popen[bytes] | None = None
 
     def make_ray(self) -> Path:
@@ -142,11 +143,8 @@ class AgentProcess:
 
     def ours(self) -> list[int]:
         """Live processes of this agent's leases, keepers included, the agent not."""
-        return [p.pid for p in self._all() if p.pid != self.pid]
-
-    def _all(self) -> list[process_tree.Process]:
         mark = f"{process_tree.MARK}={self.folder}".encode()
-        return process_tree.belonging(self.pid, mark, (str(self.folder),), frozenset())
+        return [p.pid for p in process_tree.belonging(self.pid, mark, (str(self.folder),))]
 
     async def say(self, **command: object) -> dict[str, Any]:
         reader, writer = await asyncio.open_unix_connection(self.folder / "control.sock")
@@ -160,6 +158,7 @@ class AgentProcess:
         return await asyncio.to_thread(self.process.wait, PATIENT_S)
 
     def clean(self) -> None:
+        self.shared.unlink(missing_ok=True)
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()

@@ -1,9 +1,11 @@
 """Stands in for the `ray` executable: a process tree that behaves as badly as FAKE_RAY says.
 
 Words: "stubborn" ignores SIGTERM; "crash" ends at once; "stray" leaves a process of a session of its own whose parent
-is gone; "scrubbed" the same without its environment; "spawning" forks a new process whenever one is killed.
+is gone; "scrubbed" the same without its environment; "shared" maps a file in /dev/shm; "spawning" forks a new process
+whenever one is killed.
 """
 
+import mmap
 import os
 import signal
 import sys
@@ -26,12 +28,19 @@ def main() -> None:
         stray(dict(os.environ))
     if "scrubbed" in words:
         stray({"PATH": os.environ["PATH"]})
+    shared = share() if "shared" in words else None  # noqa: F841 (kept mapped)
     note = Path(os.environ["FAKE_RAY_NOTES"]) if "FAKE_RAY_NOTES" in os.environ else None
     if note:
         note.joinpath(os.environ["FALLOW_LEASE"].replace("/", "_")).write_text("\n".join(sys.argv[1:]))
     (sockets / "raylet").touch()
     while True:
         time.sleep(60) if "spawning" not in words else respawn()
+
+
+def share() -> mmap.mmap:
+    with open("/dev/shm/" + Path(os.environ["FAKE_RAY_NOTES"]).name, "wb+") as file:
+        file.truncate(4096)
+        return mmap.mmap(file.fileno(), 4096)
 
 
 def sleeper() -> int:

@@ -62,6 +62,7 @@ async def test_once_accepted_it_outlives_refusals_and_restarts(scheduler: Schedu
     running.cancel()
 
 
+@pytest.mark.slow
 async def test_kept_messages_are_repeated_until_their_stream_has_settled(scheduler: Scheduler, tmp_path: Path) -> None:
     link = made(scheduler, tmp_path)
     running = asyncio.create_task(link.run())

@@ -42,8 +42,9 @@ async def test_a_reclaim_over_the_control_socket_frees_the_node_and_is_reported(
 async def test_the_deadline_holds_without_a_scheduler_and_against_stubborn_strays(
     agent: AgentProcess, scheduler: Scheduler
 ) -> None:
-    ran = await lent(agent, fake_ray="stubborn stray scrubbed spawning")
+    ran = await lent(agent, fake_ray="stubborn stray scrubbed spawning shared")
     await until(lambda: len(agent.ours()) >= 5)
+    assert agent.shared.exists()
     ran |= set(agent.ours())
     await scheduler.stop()
     await agent.say(command="reclaim", grace_s=3)
@@ -53,6 +54,7 @@ async def test_the_deadline_holds_without_a_scheduler_and_against_stubborn_stray
     assert last["cause"] == "reclaimed"
     assert 1.5 < last["free_s"] < 3
     assert last["killed"] >= 2
+    assert not agent.shared.exists()
     await scheduler.start()
     left = await scheduler.one("left")
     assert (left.epoch, left.killed) == (1, last["killed"])
