@@ -1,0 +1,80 @@
+"""The dynamic programme against every combination there is."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.domain.jobs import RescaleCosts
+from scheduler.planning.allocation import Demand, allocate, width_values
+from scheduler.planning.curves import relative_rates
+
+VALUES = st.lists(st.floats(-10, 100, allow_nan=False), min_size=1, max_size=5)
+DEMANDS = st.lists(
+    st.builds(
+        lambda first, values, stopped: Demand(first, np.array(values), stopped),
+        st.integers(1, 3),
+        VALUES,
+        st.one_of(st.none(), st.floats(-5, 5)),
+    ),
+    max_size=4,
+)
+
+
+def _options(demand: Demand) -> list[tuple[int, float]]:
+    options = [(demand.first + i, float(value)) for i, value in enumerate(demand.values)]
+    return options if demand.stopped is None else [(0, demand.stopped), *options]
+
+
+def _best_by_trying(demands: list[Demand], capacity: int) -> float | None:
+    totals = [
+        sum(value for _, value in combination)
+        for combination in itertools.product(*map(_options, demands))
+        if sum(width for width, _ in combination) <= capacity
+    ]
+    return max(totals, default=None)
+
+
+@given(DEMANDS, st.integers(0, 12))
+@settings(max_examples=400, deadline=None)
+def test_no_combination_is_better(demands: list[Demand], capacity: int) -> None:
+    best, found = _best_by_trying(demands, capacity), allocate(demands, capacity)
+    if best is None or found is None:
+        assert best is None
+        assert found is None
+        return
+    assert abs(found.value - best) < 1e-9
+    assert sum(found.widths) <= capacity
+    worth = [dict(_options(demand))[width] for demand, width in zip(demands, found.widths, strict=True)]
+    assert abs(sum(worth) - found.value) < 1e-9
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.floats(0.01, 1000)), max_size=5),
+    st.integers(1, 30),
+)
+def test_rates_rise_and_start_at_one(curve: list[tuple[int, float]], most: int) -> None:
+    rates = relative_rates(curve, most)
+    assert len(rates) == most + 1
+    assert rates[0] >= 0
+    assert np.all(np.diff(rates) > 0)
+
+
+def test_rates_go_through_measured_points() -> None:
+    rates = relative_rates([(1, 10.0), (3, 20.0)], 4)
+    assert np.allclose(rates[[1, 2, 3]], [1.0, 1.5, 2.0], atol=0.1)
+
+
+def test_starts_growths_and_losses_are_charged() -> None:
+    rates, costs = np.arange(6.0), RescaleCosts(up_s=10.0, down_s=4.0)
+    start = width_values(rates, kept=0, current=0, costs=costs, horizon_s=100.0)
+    assert start[2] == 100 * 2 - 10 * 2
+    running = width_values(rates, kept=3, current=3, costs=costs, horizon_s=100.0)
+    assert running[3] == 300
+    assert running[4] == 400 - 10 * 3
+    assert running[2] == 200 - 4 * 3
+    struck = width_values(rates, kept=2, current=3, costs=costs, horizon_s=100.0)
+    assert struck[2] == 200 - 4 * 3, "the loss itself must be paid"
