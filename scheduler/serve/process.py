@@ -115,8 +115,7 @@ class _Process:
         self._sessions.sites.end_all()
         await self._rpc.stop(STOP_GRACE_S)
         for part in self._running:
-            part.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+            await cancelled(part)
         try:
             await self._logs.flush()
         except StoreFailed as failed:
@@ -175,3 +174,10 @@ class _Process:
             unfinished = self._options.ready_file.with_name(self._options.ready_file.name + ".new")
             unfinished.write_text(json.dumps(ready))
             unfinished.replace(self._options.ready_file)
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    """Returns once the task has ended. Asks again: before Python 3.12, `wait_for` may swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
