@@ -106,7 +106,8 @@ class ServeController:
             self._changed.clear()
             await self._turn()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._until_pressed_s())
+                async with asyncio.timeout(self._until_pressed_s()):
+                    await self._changed.wait()
 
     async def _turn(self) -> None:
         assignment = self._now
@@ -164,6 +165,7 @@ class ServeController:
             self._forget(name, stop=False)
             await self._fleet.stop(name)
             self._reports.worker(self._job, slot, "left")
+            self._changed.set()
         for name, experts in rollout.drop.items():
             with contextlib.suppress(ActorGone):  # the watch finds out by itself
                 await self._fleet.drop(name, experts)
@@ -311,7 +313,7 @@ class ServeController:
         longest_s, give_up_s = 0.0, time.monotonic() + STALL_WAIT_S
         with contextlib.suppress(ActorGone):
             longest_s, waiting = await self._fleet.stall(time.monotonic() - since_s)
-            while waiting and time.monotonic() < give_up_s:
+            while waiting and assignment.workers and time.monotonic() < give_up_s:
                 await asyncio.sleep(STALL_POLL_S)
                 longest_s, waiting = await self._fleet.stall(time.monotonic() - since_s)
         self._reports.reached(assignment, longest_s, cause=cause)

@@ -43,12 +43,13 @@ class PlaneClosed(Exception):
 class _Pending:
     """One call under way: which experts it asks for, and until when it may be the only one."""
 
-    shard: str
+    link: Link
     experts: list[int]
     dtype: torch.dtype
     rows: int
     sent_s: float
     hedge_s: float
+    hedged: bool = False
 
 
 @dataclass(slots=True)
@@ -69,6 +70,10 @@ class _Layer:
         index = torch.cat([torch.arange(*self.spans[e]) for e in experts])
         tokens, token_P = self.token_P[index].unique(return_inverse=True)
         return ExpertCall(self.layer, self.x_TD[tokens], token_P, self.expert_P[index])
+
+    def unasked(self) -> list[int]:
+        """Experts that no call under way asks for."""
+        return sorted(self.missing - {e for call in self.calls.values() for e in call.experts})
 
     def fill(self, experts: list[int], y_PD: torch.Tensor) -> None:
         """Take an answer; parts that another copy has given already are left as they are."""
@@ -186,6 +191,8 @@ class ExpertPlane:
         started = time.monotonic()
         work, order_P = _prepare(layer, x_TD, expert_TK)
         with self._gate:
+            while self._swap_wanted:
+                self._gate.wait(0.001)
             self._send(work, sorted(work.missing))
             while work.missing:
                 self._round(work)
@@ -199,17 +206,27 @@ class ExpertPlane:
         """Take what has arrived; ask again where a shard died or is slow; wait where no copy lives."""
         if self._closed:
             raise PlaneClosed
-        asked = {e for call in work.calls.values() for e in call.experts}
-        orphans = sorted(work.missing - asked)
-        if orphans:
-            self._send(work, orphans)
-            orphans = sorted(work.missing - {e for call in work.calls.values() for e in call.experts})
+        self._forget_cut_off(work)
+        if work.unasked():
+            self._send(work, work.unasked())
+        orphans = work.unasked()
         self.orphans = tuple((work.layer, expert) for expert in orphans)
-        if self._swap_wanted or (orphans and not work.calls):
-            self._gate.wait(0.001 if self._swap_wanted else RECONNECT_S)
-        if work.calls:
-            self._gather(work)
-            self._hedge(work)
+        if not work.calls:
+            self._gate.wait(RECONNECT_S)
+            return
+        if self._swap_wanted and (orphans or any(call.hedged for call in work.calls.values())):
+            self._gate.wait(0.001)  # a new table may be what this call waits for
+            return
+        self._gather(work)
+        self._hedge(work)
+
+    def _forget_cut_off(self, work: _Layer) -> None:
+        """Calls on connections that have ended are no longer under way."""
+        left = {i: call for i, call in work.calls.items() if self._links.get(call.link.shard) is call.link}
+        if len(left) < len(work.calls):
+            work.calls = left
+            for call in left.values():
+                call.hedged = False  # what overtook it may have been cut off
 
     def _send(self, work: _Layer, experts: list[int]) -> None:
         rows = {e: work.spans[e][1] - work.spans[e][0] for e in experts}
@@ -224,19 +241,20 @@ class ExpertPlane:
         rows, now_s = call.token_P.numel(), time.monotonic()
         self._next_call += 1
         patience_s = SLOW_S + SLOW_FACTOR * self._row_s * rows
-        work.calls[self._next_call] = _Pending(shard, experts, call.x_TD.dtype, rows, now_s, now_s + patience_s)
+        link = self._links[shard]
+        work.calls[self._next_call] = _Pending(link, experts, call.x_TD.dtype, rows, now_s, now_s + patience_s)
         try:
-            self._links[shard].send(self._next_call, encode_call(call), now_s)
+            link.send(self._next_call, encode_call(call), now_s)
         except OSError as error:
-            self._lose(work, self._links[shard], error)
+            self._lose(link, error)
 
     def _gather(self, work: _Layer) -> None:
         poller = select.poll()
         links = {link.fileno(): link for link in self._links.values() if link.under_way}
         for link in links.values():
             poller.register(link, link.events)
-        first_hedge = min((call.hedge_s for call in work.calls.values()), default=0.0)
-        wait_ms = min(50.0, max(1.0, 1000 * (first_hedge - time.monotonic())))
+        hedges_s = [call.hedge_s for call in work.calls.values() if not call.hedged]
+        wait_ms = min(50.0, max(1.0, 1000 * (min(hedges_s) - time.monotonic()))) if hedges_s else 50.0
         for fd, events in poller.poll(wait_ms):
             link = links[fd]
             try:
@@ -246,14 +264,14 @@ class ExpertPlane:
                     for frame in link.receive():
                         self._take(work, frame)
             except OSError as error:
-                self._lose(work, link, error)
+                self._lose(link, error)
 
     def _take(self, work: _Layer, frame: Frame) -> None:
         call = work.calls.pop(frame.call, None)
         if call is None:
             return  # the late answer of a shard that was overtaken by another copy
         if frame.kind is not Kind.REPLY:
-            log.warning("shard %s could not answer: %s", call.shard, bytes(frame.body).decode(errors="replace"))
+            log.warning("shard %s could not answer: %s", call.link.shard, bytes(frame.body).decode(errors="replace"))
             self._drop_copy(work.layer, call)
             return
         work.fill(call.experts, decode_reply(frame.body, call.dtype, call.rows, work.x_TD.shape[1]))
@@ -265,34 +283,33 @@ class ExpertPlane:
         self.failovers += 1
         bad = {(layer, expert) for expert in call.experts}
         experts = {
-            key: tuple(s for s in names if s != call.shard) if key in bad else names
+            key: tuple(s for s in names if s != call.link.shard) if key in bad else names
             for key, names in self._routing.experts.items()
         }
         self._routing = Routing(self._routing.epoch, self._routing.shards, experts)
 
-    def _lose(self, work: _Layer, link: Link, error: OSError) -> None:
-        """A shard hung up: its calls become unasked, and the next round sends them to the other copies."""
+    def _lose(self, link: Link, error: OSError) -> None:
+        """A shard hung up: the next round sends its calls to the other copies."""
         log.warning("lost shard %s: %s", link.shard, error)
         self.failovers += 1
         link.close()
         self._links.pop(link.shard, None)
-        work.calls = {i: call for i, call in work.calls.items() if call.shard != link.shard}
         self._wake.set()
 
     def _hedge(self, work: _Layer) -> None:
         now_s = time.monotonic()
-        for call in [call for call in work.calls.values() if call.hedge_s < now_s]:
-            call.hedge_s = now_s + DEAD_S
+        for call in [call for call in work.calls.values() if call.hedge_s < now_s and not call.hedged]:
+            call.hedged = True
             rows = {e: work.spans[e][1] - work.spans[e][0] for e in call.experts if e in work.missing}
             absent = [s for s in self._routing.shards if s not in self._links]
-            chosen, _ = share_out(self._routing, work.layer, rows, ([*absent, call.shard],))
+            chosen, _ = share_out(self._routing, work.layer, rows, ([*absent, call.link.shard],))
             for shard, experts in chosen.items():
                 self.failovers += 1
                 self._send_one(work, shard, experts)
         for link in list(self._links.values()):
             oldest_s = link.oldest_s()
             if oldest_s is not None and oldest_s < now_s - DEAD_S:
-                self._lose(work, link, TimeoutError(f"no answer for {DEAD_S:g} s"))
+                self._lose(link, TimeoutError(f"no answer for {DEAD_S:g} s"))
 
 
 def _prepare(layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> tuple[_Layer, torch.Tensor]:

@@ -180,7 +180,8 @@ class Dispatcher:
                     self._pump()
                     await self._listen(link, reader)
                 except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-                    log.warning("engine %s is away: %s", link.name, error or type(error).__name__)
+                    level = logging.WARNING if link.writer is not None else logging.DEBUG
+                    log.log(level, "engine %s is away: %s", link.name, error or type(error).__name__)
                 self._disconnect(link)
                 await asyncio.sleep(RECONNECT_S)
         finally:
@@ -194,7 +195,8 @@ class Dispatcher:
 
     async def _listen(self, link: EngineLink, reader: asyncio.StreamReader) -> None:
         while True:
-            frame = await asyncio.wait_for(wire.read_frame(reader), SILENT_S)
+            async with asyncio.timeout(SILENT_S):  # not wait_for, which may swallow a cancellation
+                frame = await wire.read_frame(reader)
             message = frame.json()
             for item in message.get("tokens", ()):
                 self._token(link, item)

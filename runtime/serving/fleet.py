@@ -128,17 +128,14 @@ class Fleet:
     async def _ask(self, handle: Any, method: str, *args: object) -> Any:
         for left in reversed(range(UNREACHABLE_TRIES)):
             try:
-                return await asyncio.wait_for(_awaited(getattr(handle, method).remote(*args)), CALL_TIMEOUT_S)
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    return await getattr(handle, method).remote(*args)
             except Exception as error:
                 passing = isinstance(error, TimeoutError) or "Unavailable" in type(error).__name__
                 if not (passing and left):
                     raise ActorGone(first_line(error)) from error
                 await asyncio.sleep(UNREACHABLE_WAIT_S)
         raise AssertionError("unreachable")
-
-
-async def _awaited(reference: Any) -> Any:
-    return await reference
 
 
 async def _told(reference: Any) -> Any:

@@ -71,6 +71,7 @@ class Served:
         self.actors = LocalActors()
         self.reports = Recorder()
         self.revision = 0
+        self._url = ""
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self.controller = self.do(self._make())
@@ -121,9 +122,12 @@ class Served:
 
     @property
     def url(self) -> str:
-        """Where the model is served."""
-        self.wait(lambda: self.reports.all("endpoint"), "an endpoint")
-        return self.reports.all("endpoint")[-1][0][1]
+        """Where the model is served; the same for the job's whole life."""
+        self.wait(lambda: self._url or self.reports.all("endpoint"), "an endpoint")
+        for args, _ in self.reports.all("endpoint"):
+            self._url = self._url or args[1]
+            assert args[1] == self._url
+        return self._url
 
     def close(self) -> None:
         """End everything."""

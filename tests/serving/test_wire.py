@@ -1,0 +1,138 @@
+"""Frames and expert calls: whole again however they were cut, bounded, and closed to strangers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.serving import wire
+from runtime.serving.expert_calls import ExpertCall, decode_call, decode_reply, encode_call, encode_reply
+from runtime.serving.wire import Frame, FrameReader, Kind, WireError
+
+frames = st.builds(Frame, st.sampled_from(Kind), st.integers(0, 2**64 - 1), st.binary(max_size=300))
+
+
+class Trickle:
+    """A non-blocking socket that gives its bytes in pieces, with nothing to read in between."""
+
+    def __init__(self, data: bytes, cuts: list[int]) -> None:
+        edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+        self.pieces = [data[a:b] for a, b in pairwise(edges)]
+        self.pause = False
+
+    def recv_into(self, into: memoryview) -> int:
+        self.pause = not self.pause
+        if self.pause:
+            raise BlockingIOError
+        if not self.pieces:
+            return 0
+        piece, rest = self.pieces[0][: len(into)], self.pieces[0][len(into) :]
+        self.pieces[:1] = [rest] if rest else []
+        into[: len(piece)] = piece
+        return len(piece)
+
+
+@given(st.lists(frames, max_size=5), st.lists(st.integers(0, 5000), max_size=20))
+def test_frames_are_whole_again_however_they_arrive(sent: list[Frame], cuts: list[int]) -> None:
+    sock = Trickle(b"".join(wire.encode(f.kind, f.call, bytes(f.body)) for f in sent), cuts)
+    reader, got = FrameReader(), []
+    while len(got) < len(sent):
+        frame = reader.read(sock)  # type: ignore[arg-type]
+        if frame is not None:
+            got.append(Frame(frame.kind, frame.call, bytes(frame.body)))
+    assert got == sent
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_a_header_is_understood_or_refused(data: bytes) -> None:
+    try:
+        kind, length, call = wire.parse_header(data, limit=1000)
+    except WireError:
+        return
+    assert length <= 1000
+    assert wire.header(kind, call, length) == data
+
+
+def test_oversized_frames_are_refused_by_both_sides() -> None:
+    with pytest.raises(WireError, match="limit"):
+        wire.header(Kind.CALL, 1, wire.MAX_BODY_BYTES + 1)
+    with pytest.raises(WireError, match="announced"):
+        wire.parse_header(wire.HEADER.pack(b"FW", 1, Kind.CALL, 301, 1), limit=300)
+
+
+def _meet(server_secret: bytes, client_secret: bytes) -> tuple[Exception | None, Exception | None]:
+    """What server and client think of each other."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    faults: list[Exception | None] = [None, None]
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        try:
+            wire.welcome(sock, server_secret)
+        except OSError as error:
+            faults[0] = error
+        sock.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        wire.connect(listener.getsockname(), client_secret).close()
+    except OSError as error:
+        faults[1] = error
+    thread.join()
+    listener.close()
+    return faults[0], faults[1]
+
+
+def test_the_right_secret_opens_and_a_wrong_one_does_not() -> None:
+    assert _meet(b"secret", b"secret") == (None, None)
+    server, client = _meet(b"secret", b"guess")
+    assert isinstance(server, WireError)
+    assert client is not None
+
+
+@st.composite
+def expert_calls(draw: st.DrawFn) -> ExpertCall:
+    tokens, width, pairs = draw(st.integers(1, 6)), draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    rows = draw(st.lists(st.integers(0, tokens - 1), min_size=pairs, max_size=pairs))
+    experts = sorted(draw(st.lists(st.integers(0, 300), min_size=pairs, max_size=pairs)))
+    x_TD = torch.arange(tokens * width).view(tokens, width).to(dtype)
+    return ExpertCall(draw(st.integers(0, 99)), x_TD, torch.tensor(rows), torch.tensor(experts))
+
+
+@given(expert_calls())
+def test_expert_calls_travel_unchanged(call: ExpertCall) -> None:
+    got = decode_call(bytearray(b"".join(encode_call(call))))
+    assert got.layer == call.layer
+    assert got.x_TD.dtype == call.x_TD.dtype
+    assert torch.equal(got.x_TD, call.x_TD)
+    assert torch.equal(got.token_P, call.token_P)
+    assert torch.equal(got.expert_P, call.expert_P)
+
+
+@given(expert_calls(), st.integers(0, 200), st.integers(0, 255), st.integers(0, 40))
+def test_damaged_expert_calls_are_refused_or_harmless(call: ExpertCall, at: int, value: int, cut: int) -> None:
+    body = bytearray(b"".join(encode_call(call)))
+    body[at % len(body)] = value
+    del body[len(body) - cut :]
+    try:
+        got = decode_call(body)
+    except WireError:
+        return
+    got.x_TD.index_select(0, got.token_P)  # every index is in range
+
+
+def test_replies_of_another_shape_are_refused() -> None:
+    body = bytearray(b"".join(encode_reply(torch.ones(3, 4))))
+    assert torch.equal(decode_reply(body, torch.float32, 3, 4), torch.ones(3, 4))
+    with pytest.raises(WireError):
+        decode_reply(body, torch.float32, 4, 3)
+    with pytest.raises(WireError):
+        decode_reply(body[:-1], torch.float32, 3, 4)
