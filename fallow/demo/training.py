@@ -20,7 +20,7 @@ from protocol.jobspec import JobSpec
 GRACE_S = 10.0
 _POLL_S = 0.3
 _PATIENCE_S = 180.0  # for one thing to happen
-_STEPS_BETWEEN = 8  # of calm training before the next disturbance
+_STEPS_BETWEEN = 6  # of calm training before the next disturbance; no multiple of the steps between snapshots
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fallow.client import Client
 from fallow.local_cluster import LocalCluster
 from fallow.results import Job
 from tests.end_to_end.small import train_spec, until
@@ -43,13 +44,15 @@ def test_training_goes_on_while_a_service_is_dead(cluster: LocalCluster, tmp_pat
 
 def test_a_watcher_sees_through_a_restart(cluster: LocalCluster, tmp_path: Path) -> None:
     job = cluster.client.submit(train_spec(tmp_path / "out", steps=150)).job
+    context = cluster.client.context
     sequences: list[int] = []
     last: list[Job] = []
 
     def watch() -> None:
-        for event in cluster.client.watch(job):
-            sequences.append(event.sequence)
-            last[:] = [event.job]
+        with Client(context=context) as watching:
+            for event in watching.watch(job):
+                sequences.append(event.sequence)
+                last[:] = [event.job]
 
     watcher = threading.Thread(target=watch)
     until(cluster.client, job, lambda j: j.step > 3)
