@@ -24,6 +24,18 @@ from scheduler.simulation.twin_jobs import JobTwin, Work
 
 Post = Callable[[events.Event], None]
 
+UNCERTAIN_S = 30.0
+"""What a site said so shortly before its session broke may not have been stored, and is said again."""
+
+_SAID_AGAIN: dict[type[events.Event], tuple[str, ...]] = {
+    events.NodeReady: ("lease",),
+    events.NodeGone: ("lease",),
+    events.WorkerChanged: ("worker", "lease"),
+    events.AssignmentReached: ("job",),
+    events.JobEnded: ("job", "outcome"),
+}
+"""What a site says again, and which fields name the thing that a later word replaces an earlier one about."""
+
 
 @dataclass(slots=True)
 class _NodeTwin:
@@ -35,7 +47,12 @@ class _NodeTwin:
     alive: bool = True
     connected: bool = True
     joined: bool = False
+    spare: bool = False
+    grace_s: float = 0.0
+    expected_end_s: float | None = None
     reclaimed_s: float | None = None
+    deadline_s: float = 0.0
+    cause: str = ""
 
 
 @dataclass(order=True, slots=True)
@@ -71,6 +88,7 @@ class TwinExecutor:
         self._due: list[_Due] = []
         self._number = 0
         self._unsaid: dict[str, list[events.Event]] = {}  # site that is away -> what it has to say
+        self._facts: dict[str, dict[tuple[object, ...], events.Event]] = {}  # site -> newest of each thing it said
 
     # --- time --------------------------------------------------------------------------------------------------
 
@@ -108,13 +126,18 @@ class TwinExecutor:
         event = self._event(kind, **fields)
         if site in self._unsaid:
             self._unsaid[site].append(event)
-        else:
-            self._post(event)
+            return
+        self._post(event)
+        if kind in _SAID_AGAIN:
+            subject = tuple(fields.get(name) for name in _SAID_AGAIN[kind])
+            facts = self._facts.setdefault(site, {})
+            facts.pop(subject, None)
+            facts[subject] = event
 
     # --- the owners' side --------------------------------------------------------------------------------------
 
     def open_site(self, site: str) -> None:
-        """A site connects, and says what it could not say before."""
+        """A site connects, says again what may have been lost with the last session, and then what it could not say."""
         connected = self._event(
             events.SiteConnected,
             site=site,
@@ -123,7 +146,8 @@ class TwinExecutor:
             ray_token="twin",
             ray_version="twin",
         )
-        for event in (connected, *self._unsaid.pop(site, ())):
+        recent = [e for e in self._facts.get(site, {}).values() if e.at_s >= self._clock.now_s() - UNCERTAIN_S]
+        for event in (connected, *recent, *self._unsaid.pop(site, ())):
             self._post(event)
 
     def drop_site(self, site: str) -> None:
@@ -169,49 +193,67 @@ class TwinExecutor:
             devices=twin.devices,
             epoch=twin.epoch,
         )
+        if twin.reclaimed_s is not None:
+            self._say_reclaimed(node)
+        elif twin.spare:
+            self._report(node)
 
     def owner_lends(self, node: str, grace_s: float = 0.0, expected_end_s: float | None = None) -> None:
         """The node's owner has nothing for it. A node that was killed comes back first."""
         twin = self._nodes[node]
-        if not twin.alive:
-            twin.alive, twin.connected, twin.epoch, twin.joined = True, True, 0, False
-            self._hello(node)
-        self._report(node, tuple(d.id for d in twin.devices), grace_s, expected_end_s)
+        twin.spare, twin.grace_s, twin.expected_end_s = True, grace_s, expected_end_s
+        if twin.alive:
+            self._report(node)
+            return
+        twin.alive, twin.connected, twin.epoch, twin.joined = True, True, 0, False
+        self._hello(node)
 
-    def _report(self, node: str, spare: tuple[str, ...], grace_s: float, expected_end_s: float | None) -> None:
+    def _report(self, node: str) -> None:
+        twin = self._nodes[node]
         self._agent_says(
             node,
             events.NodeReported,
             node=node,
             instance=f"{node}-twin",
-            epoch=self._nodes[node].epoch,
-            spare_devices=spare,
+            epoch=twin.epoch,
+            spare_devices=tuple(d.id for d in twin.devices) if twin.spare else (),
             source="twin",
-            reason="idle" if spare else "busy",
-            grace_s=grace_s,
-            expected_end_s=expected_end_s,
+            reason="idle" if twin.spare else "busy",
+            grace_s=twin.grace_s,
+            expected_end_s=twin.expected_end_s,
         )
 
     def owner_reclaims(self, node: str, grace_s: float = 0.0, cause: str = "owner") -> None:
         """The node's owner wants it back; at the deadline whatever runs there is killed."""
         twin = self._nodes[node]
+        twin.spare = False
         if not twin.epoch:
-            self._report(node, (), 0.0, None)
+            self._report(node)
             return
-        now_s, key = self._clock.now_s(), LeaseKey(node, twin.epoch)
         if twin.reclaimed_s is not None:
             return
-        twin.reclaimed_s = now_s
-        self._agent_says(
-            node, events.NodeReclaimed, lease=key, deadline_s=now_s + grace_s, grace_s=grace_s, cause=cause
-        )
+        key = LeaseKey(node, twin.epoch)
+        twin.reclaimed_s = self._clock.now_s()
+        twin.deadline_s, twin.cause = twin.reclaimed_s + grace_s, cause
+        self._say_reclaimed(node)
         self._later(grace_s, lambda: self._free(key, "reclaimed"), key)
+
+    def _say_reclaimed(self, node: str) -> None:
+        twin = self._nodes[node]
+        self._agent_says(
+            node,
+            events.NodeReclaimed,
+            lease=LeaseKey(node, twin.epoch),
+            deadline_s=twin.deadline_s,
+            grace_s=twin.deadline_s - (twin.reclaimed_s or 0.0),
+            cause=twin.cause,
+        )
 
     def kill(self, node: str) -> None:
         """The node dies without a word; its site notices at once."""
         twin = self._nodes[node]
         key = LeaseKey(node, twin.epoch)
-        twin.alive, twin.joined = False, False
+        twin.alive, twin.joined, twin.spare = False, False, False
         self._call_off(key)
         self.drop_agent(node)
         if twin.epoch:
