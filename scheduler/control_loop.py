@@ -172,7 +172,7 @@ class ControlLoop:
 
     def turn(self, now_s: float) -> None:
         """One whole turn on the caller's thread. Raises what the store raises; nothing left then."""
-        self._take_in(now_s)
+        self.take_in(now_s)
         if self._should_plan():
             self._settle_plan(self._planner(self._snapshot(now_s)), now_s)
         changes = self._take_out()
@@ -200,10 +200,10 @@ class ControlLoop:
         self._wake.clear()
 
     async def _live_turn(self) -> None:
-        self._take_in(self._clock.now_s())
+        self.take_in(self._clock.now_s())
         if self._should_plan():
             plan = await self._plan(self._snapshot(self._clock.now_s()))
-            self._take_in(self._clock.now_s())
+            self.take_in(self._clock.now_s())
             self._settle_plan(plan, self._clock.now_s())
         changes = self._take_out()
         try:
@@ -220,7 +220,8 @@ class ControlLoop:
             return self._planner(snapshot)
         return await asyncio.to_thread(self._planner, snapshot)
 
-    def _take_in(self, now_s: float) -> None:
+    def take_in(self, now_s: float) -> None:
+        """The first half of a turn: apply what is in the inbox."""
         self.inventory.advance(now_s)
         while self._inbox:
             posted = self._inbox.popleft()

@@ -108,6 +108,10 @@ class World:
         self.loop = ControlLoop(self.inventory, self.store, self.twin, self.clock)
         self.twin.reconnect()
 
+    def take_in(self) -> None:
+        """Apply what is in the inbox, without planning."""
+        self.loop.take_in(self.clock.now_s())
+
     def turn(self) -> None:
         self.loop.turn(self.clock.now_s())
 
