@@ -1,8 +1,8 @@
 """Which processes of this machine belong to a lease, read from /proc. Standard library only: the keeper runs on it.
 
 A process belongs to a lease if it descends from the lease's keeper, if its environment carries the mark of the
-agent's folder, or if its output goes to a file under the lease's folder. The last two find what escaped: a process
-that forked away and lost its parent, or one that wrote over its own environment (Ray renames its workers so).
+agent's folder, or if it has a file under the lease's folder open for writing. The last two find what escaped: a
+process that lost its parent, or one that wrote over its own environment (as Ray's agents do when they take a name).
 """
 
 from __future__ import annotations
@@ -58,21 +58,27 @@ def descendants(root: int, processes: dict[int, Process]) -> set[int]:
 
 
 def is_marked(pid: int, mark: bytes, folders: tuple[str, ...]) -> bool:
-    """Whether the environment carries `mark` (NAME=value), or the output's path begins with one of `folders`."""
+    """Whether the environment carries `mark` (NAME=value), or a file is open for writing whose path begins with one
+    of `folders`. Who only reads there, such as an owner who looks at a log, is none of ours."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             if mark in file.read().split(b"\0"):
                 return True
+        numbers = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return False  # gone, or of a user whose processes are none of ours
-    return any(_link(f"/proc/{pid}/{name}").startswith(folders) for name in ("fd/1", "fd/2"))
+    return any(_writes(pid, number, folders) for number in numbers)
 
 
-def _link(path: str) -> str:
+def _writes(pid: int, number: str, folders: tuple[str, ...]) -> bool:
     try:
-        return os.readlink(path)
-    except OSError:
-        return ""
+        if not os.readlink(f"/proc/{pid}/fd/{number}").startswith(folders):
+            return False
+        with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+            flags = next(line for line in file if line.startswith(b"flags:"))
+    except (OSError, StopIteration):
+        return False
+    return int(flags.split()[1], 8) & (os.O_WRONLY | os.O_RDWR) != 0
 
 
 def belonging(root: int, mark: bytes, folders: tuple[str, ...], since: int = 0) -> list[Process]:

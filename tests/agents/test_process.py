@@ -39,10 +39,20 @@ async def test_it_says_who_it_is_and_what_it_costs(agent: AgentProcess, schedule
     assert json.loads(agent.ready_file.read_text())["pid"] == agent.pid
 
 
+async def test_it_costs_little(agent: AgentProcess, scheduler: Scheduler) -> None:
+    agent.start("--look-s", "2", source="host")
+    for _ in range(3):
+        beat = await scheduler.one("report", after=len(scheduler.messages))
+        assert beat.agent_rss_bytes < 60e6
+    assert beat.agent_cpu_fraction < 0.10  # 0.002 on a machine that is not busy
+
+
 async def test_the_raylet_gets_its_label_its_marks_and_no_secret_of_the_agents(
     agent: AgentProcess, scheduler: Scheduler
 ) -> None:
-    ran = await lent(agent, epoch=12, options=("--devices", "3"))
+    core = min(os.sched_getaffinity(0))
+    ran = await lent(agent, epoch=12, options=("--devices", "3", "--affinity", str(core)))
+    assert os.sched_getaffinity(_raylet(ran)) == {core}
     arguments = (agent.folder.parent / "n1_12").read_text().split("\n")
     assert "--labels=fallow-lease=n1_12" in arguments
     assert "--num-cpus=3" in arguments
@@ -52,7 +62,9 @@ async def test_the_raylet_gets_its_label_its_marks_and_no_secret_of_the_agents(
 
 
 def _raylet(ran: set[int]) -> int:
-    return next(pid for pid in ran if b"start" in _words(pid, "cmdline"))
+    """The process that took the raylet's place; its keeper has the same words at the end of its own."""
+    found = {pid: _words(pid, "cmdline") for pid in ran}
+    return min(pid for pid, words in found.items() if b"start" in words and b"-c" not in words)
 
 
 def _words(pid: int, file: str) -> list[bytes]:

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from agents import process_tree
+from agents.raylet import lease_folders
 from tests.agents.conftest import AgentProcess, Scheduler, alive, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -132,6 +134,9 @@ async def test_join_work_and_leave(head: Head, agent: AgentProcess, scheduler: S
         assert seen["cpus"] == 2
         ran = agent.ours()
         assert seen["pid"] in ran
+        mark, folders = f"{process_tree.MARK}={agent.folder}".encode(), lease_folders(agent.folder)
+        unmarked = [pid for pid in ran if alive(pid) and not process_tree.is_marked(pid, mark, folders)]
+        assert not unmarked, "would not be found if agent and keeper were killed together"
 
         reclaimed_at = time.time()
         await agent.say(command="reclaim", grace_s=10)
