@@ -76,13 +76,12 @@ def _run(ray_head: RayHead, settings: SiteSettings, ready_file: Path | None) -> 
         return FAILED
     _say_who_can_reach(head)
     try:
-        ray_driver.connect(head)
         asyncio.run(_until_told(ray_head, head, settings, ready_file))
-    except SessionRefused as error:
+    except (SessionRefused, ConnectionError) as error:
         print(f"site {settings.name}: {error}", file=sys.stderr)
         if not ray_head.was_found:
             ray_head.stop(head)
-        return REFUSED
+        return REFUSED if isinstance(error, SessionRefused) else FAILED
     ray_actors.stop_all()
     ray_driver.disconnect()
     ray_head.stop(head)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from runtime.site.controller import LeaseKey, NodeMissing, WorkerSlot
@@ -49,12 +49,22 @@ class RayActors:
         found = await asyncio.to_thread(_find, name)
         if found is not None:
             return found
-        handle = await asyncio.to_thread(_create, name, node, options, actor_class, args, kwargs)
+        handle = await _to_the_end(asyncio.to_thread(_create, name, node, options, actor_class, args, kwargs))
         try:
             await handle.__ray_ready__.remote()
         except (ray.exceptions.ActorUnschedulableError, ray.exceptions.ActorUnavailableError) as error:
             raise NodeMissing(f"{name}: its node left while it started") from error
         return handle
+
+
+async def _to_the_end(creation: Coroutine[Any, Any, Any]) -> Any:
+    """Even when cancelled: a creation that went on unseen would come after the caller's `stop`."""
+    task = asyncio.ensure_future(creation)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise
 
 
 def _device_options(devices: tuple[str, ...]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 FIRST_BACK_OFF_S = 0.2
 LONGEST_BACK_OFF_S = 10.0
-REACHABLE_S = 10.0
+REACHABLE_S = 5.0
 """An address that nothing answers at for so long counts as unreachable for now."""
 
 ACCEPTED_S = 1.0

@@ -16,7 +16,7 @@ from pathlib import Path
 from protocol import site_pb2
 from protocol.jobspec import InvalidSpec
 from runtime.site import nodes as ray_nodes
-from runtime.site import ray_actors
+from runtime.site import ray_actors, ray_driver
 from runtime.site.controller import Actors, JobController, LeaseKey, Reports
 from runtime.site.head import Head
 from runtime.site.hosted_job import HostedJob
@@ -64,7 +64,7 @@ class SiteSettings:
 
 
 class Site:
-    """Jobs, nodes and the session of one site, once `ray_driver.connect` has joined its Ray cluster."""
+    """Jobs, nodes and the session of one site, whose Ray head runs."""
 
     def __init__(self, settings: SiteSettings, head: Head, factory: Factory = make_controller) -> None:
         self._settings = settings
@@ -76,18 +76,19 @@ class Site:
         self._nodes = Nodes(ray_nodes.live_labels, self._node_ready, self._node_gone)
         self._jobs: dict[str, HostedJob] = {}
         self._actors: Actors | None = None
-        self._session = Session(settings.peer, self._hello(), self._outbox, self._carry_out)
+        self._commands: asyncio.Queue[site_pb2.SiteCommand] = asyncio.Queue()
+        self._session = Session(settings.peer, self._hello(), self._outbox, self._commands.put_nowait)
 
     async def run(self, head_is_alive: Callable[[], bool], on_ready: Callable[[], None]) -> None:
-        """Work until cancelled. Raises `SessionRefused` or `HeadDied`."""
-        self._actors = ray_actors.RayActors(self._nodes.ray_node, await asyncio.to_thread(ray_actors.head_node))
-        await self._nodes.refresh()
-        self._take_up()
+        """Work until cancelled. Raises `SessionRefused`, `HeadDied`, or ConnectionError if Ray lets nobody in."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                # First the session: agents can start their raylets while this process joins the cluster.
                 tasks.create_task(self._session.run())
-                tasks.create_task(self._nodes.run())
                 tasks.create_task(self._watch_head(head_is_alive))
+                await self._join_cluster()
+                tasks.create_task(self._nodes.run())
+                tasks.create_task(self._obey())
                 await self._session.opened.wait()
                 on_ready()
         except BaseExceptionGroup as group:
@@ -99,6 +100,12 @@ class Site:
         letting_go = [asyncio.create_task(job.detach()) for job in self._jobs.values()]
         if letting_go:
             await asyncio.wait(letting_go, timeout=DETACH_LIMIT_S)
+
+    async def _join_cluster(self) -> None:
+        await asyncio.to_thread(ray_driver.connect, self._head)
+        self._actors = ray_actors.RayActors(self._nodes.ray_node, await asyncio.to_thread(ray_actors.head_node))
+        await self._nodes.refresh()
+        self._take_up()
 
     def _take_up(self) -> None:
         """Go on with what an earlier process of this site left."""
@@ -128,6 +135,10 @@ class Site:
         )
 
     # --- commands --------------------------------------------------------------------------------------------
+
+    async def _obey(self) -> None:
+        while True:
+            self._carry_out(await self._commands.get())
 
     def _carry_out(self, command: site_pb2.SiteCommand) -> None:
         body = command.WhichOneof("body")
