@@ -106,11 +106,8 @@ class _Process:
 
     async def _shut_down(self) -> None:
         """Outer parts first: nobody is answered by a loop that has stopped."""
-        AppStatus.should_exit = True  # or open pages would hold the server up until its time-out
-        self._page.should_exit = True
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages cut off now are no errors
         if self._serving is not None:
-            await asyncio.wait([self._serving])
+            await self._close_pages(self._serving)
         self._sessions.agents.end_all()
         self._sessions.sites.end_all()
         await self._rpc.stop(STOP_GRACE_S)
@@ -120,6 +117,12 @@ class _Process:
             await self._logs.flush()
         except StoreFailed as failed:
             _log.error("the newest lines of job logs are lost: %s", failed)
+
+    async def _close_pages(self, serving: asyncio.Task[None]) -> None:
+        AppStatus.should_exit = True  # or open pages would hold the server up until its time-out
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages cut off now are no errors
+        self._page.should_exit = True
+        await asyncio.wait([serving])
 
     def _run_beside(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A part that should run until the process stops; if it ends by itself, the process stops."""
