@@ -12,7 +12,7 @@ from protocol.client_pb2_grpc import FallowServiceServicer
 from scheduler.clock import Clock
 from scheduler.control_loop import ControlLoop
 from scheduler.domain.changes import LogRow
-from scheduler.domain.events import CancelRequested, DrainRequested
+from scheduler.domain.events import CancelRequested, DrainRequested, Tick
 from scheduler.domain.jobs import Job
 from scheduler.domain.reasons import Reason, Refused
 from scheduler.rpc import checks, views
@@ -74,9 +74,7 @@ class ClientService(FallowServiceServicer):
         """Live jobs, or all, oldest first; without their specs."""
         jobs = sorted(self._loop.inventory.jobs.values(), key=lambda job: (job.submitted_s, job.id))
         shown = (job for job in jobs if request.all or job.state.is_live)
-        return pb.ListJobsResponse(
-            jobs=[views.job_view(job, self._loop.inventory, self._loop.unplaced, spec=False) for job in shown]
-        )
+        return pb.ListJobsResponse(jobs=views.job_views(shown, self._loop.inventory, self._loop.unplaced))
 
     async def WatchJob(self, request: pb.JobRequest, context: Any) -> AsyncIterator[pb.JobEvent]:
         """The job as it is now, then what happens to it, until it has ended."""
@@ -85,9 +83,9 @@ class ClientService(FallowServiceServicer):
             tail = await asyncio.to_thread(self._store.log_tail, 1, job.id)
             shown = tail[-1].sequence if tail else 0
             now = LogRow(shown, self._clock.now_s(), "state", f"The job is {job.state}.", "", job=job.id)
-            yield views.event_view(now, self._view(self._find(job.id)))
+            yield views.event_view(now, self._brief(job.id))
             async for row in self._until_over(job.id, shown, rows):
-                yield views.event_view(row, self._view(self._find(job.id)))
+                yield views.event_view(row, self._brief(job.id))
 
     async def _until_over(self, job: str, shown: int, rows: AsyncIterator[LogRow]) -> AsyncIterator[LogRow]:
         """The job's log rows after the one numbered `shown`, until it has ended. Raises `Refused` if cut off before."""
@@ -99,6 +97,7 @@ class ClientService(FallowServiceServicer):
             if row.job == job and row.sequence > shown:
                 shown = row.sequence
                 yield row
+        await self._stored()
         for row in await asyncio.to_thread(self._store.log_after, shown, LAST_EVENTS, job):
             yield row
 
@@ -181,11 +180,18 @@ class ClientService(FallowServiceServicer):
     async def _caller(self, context: Any) -> Token:
         return await self._auth.caller(context.invocation_metadata())
 
+    async def _stored(self) -> None:
+        """Returns once the log holds everything that the inventory shows now, which may be a turn ahead of it."""
+        await self._loop.apply(Tick(at_s=self._clock.now_s(), cause_id="watch"))
+
     def _find(self, wanted: str) -> Job:
         return views.find_job(self._loop.inventory, wanted)
 
     def _view(self, job: Job) -> pb.Job:
         return views.job_view(job, self._loop.inventory, self._loop.unplaced)
+
+    def _brief(self, job: str) -> pb.Job:
+        return views.job_views((self._find(job),), self._loop.inventory, self._loop.unplaced)[0]
 
     def _is_live(self, job: str) -> bool:
         found = self._loop.inventory.jobs.get(job)

@@ -43,8 +43,21 @@ def find_job(inventory: Inventory, wanted: str) -> Job:
     return inventory.jobs[live[0]] if live else named[-1]
 
 
-def job_view(job: Job, inventory: Inventory, unplaced: Mapping[str, Reason], spec: bool = True) -> pb.Job:
-    """A job with its workers and its line of the books; without its spec where many jobs are listed."""
+def job_view(job: Job, inventory: Inventory, unplaced: Mapping[str, Reason]) -> pb.Job:
+    """A job with everything that belongs to it."""
+    lines = (account for account in inventory.accounts.values() if account.key.job == job.id)
+    view = _job_view(job, inventory, unplaced, lines)
+    view.spec_json = job.spec_json
+    return view
+
+
+def job_views(jobs: Iterable[Job], inventory: Inventory, unplaced: Mapping[str, Reason]) -> list[pb.Job]:
+    """Many jobs, without their specs."""
+    lines = _lines(inventory, _KEYS["job"])
+    return [_job_view(job, inventory, unplaced, lines.get(job.id, ())) for job in jobs]
+
+
+def _job_view(job: Job, inventory: Inventory, unplaced: Mapping[str, Reason], accounts: Iterable[Account]) -> pb.Job:
     waiting = unplaced.get(job.id) if job.state.is_live else None
     progress = job.progress
     return pb.Job(
@@ -70,8 +83,7 @@ def job_view(job: Job, inventory: Inventory, unplaced: Mapping[str, Reason], spe
         waiting=reason_to_wire(waiting) if waiting else None,
         workers=[slot_to_wire(s, inventory.leases) for s in job.assignment.workers] if job.assignment else (),
         rescales=[rescale_view(record) for record in job.rescales],
-        device_seconds=device_seconds(a for a in inventory.accounts.values() if a.key.job == job.id),
-        spec_json=job.spec_json if spec else "",
+        device_seconds=device_seconds(accounts),
         steps_lost=job.steps_lost,
         metrics=dict(progress.metrics),
     )
@@ -107,9 +119,7 @@ def node_views(inventory: Inventory, site: str) -> list[pb.Node]:
     reclaims: dict[str, list[ReclaimRecord]] = {}
     for record in inventory.reclaims:
         reclaims.setdefault(record.node, []).append(record)
-    accounts: dict[str, list[Account]] = {}
-    for account in inventory.accounts.values():
-        accounts.setdefault(account.key.node, []).append(account)
+    accounts = _lines(inventory, _KEYS["node"])
     nodes = sorted((n for n in inventory.nodes.values() if site in ("", n.site)), key=lambda n: n.id)
     return [
         _node_view(node, leases.get(node.id), workers, reclaims.get(node.id, ()), accounts.get(node.id, ()), inventory)
@@ -133,9 +143,7 @@ def usage_view(inventory: Inventory, by: str) -> pb.UsageResponse:
     """The books by job, node, site or user. Raises `Refused` for any other word."""
     if by not in _KEYS:
         raise invalid("by", f"{by!r} is not a way to sum the books.", f"Choose one of {', '.join(_KEYS)}.")
-    lines: dict[str, list[Account]] = {}
-    for account in inventory.accounts.values():
-        lines.setdefault(_KEYS[by](account.key), []).append(account)
+    lines = _lines(inventory, _KEYS[by])
     rows = [
         pb.UsageRow(
             key=key,
@@ -145,6 +153,13 @@ def usage_view(inventory: Inventory, by: str) -> pb.UsageResponse:
         for key in sorted(lines)
     ]
     return pb.UsageResponse(rows=rows, total=device_seconds(inventory.accounts.values()))
+
+
+def _lines(inventory: Inventory, key: Callable[[AccountKey], str]) -> dict[str, list[Account]]:
+    lines: dict[str, list[Account]] = {}
+    for account in inventory.accounts.values():
+        lines.setdefault(key(account.key), []).append(account)
+    return lines
 
 
 def _node_view(

@@ -113,7 +113,7 @@ async def test_a_watch_starts_with_the_present_and_ends_with_the_job(service: Se
     assert (first.kind, first.job.id) == ("state", assignment.job)
     await site.say(SiteMessage(ended=site_pb2.JobEnded(job=assignment.job, outcome="done", output="out")))
     events = [event async for event in watch]
-    assert events[-1].job.state == "done"
+    assert (events[-1].kind, events[-1].job.state) == ("job_ended", "done")
     assert events[-1].job.output == "out"
     assert [event.sequence for event in events] == sorted(event.sequence for event in events)
     assert await watch.code() is grpc.StatusCode.OK

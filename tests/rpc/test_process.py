@@ -133,3 +133,16 @@ def test_it_starts_serves_and_stops(scheduler: Scheduler) -> None:
         assert scheduler.end() == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(page.rpartition(":")[2])), timeout=10)
+
+
+def test_a_scheduler_that_lost_its_database_to_another_one_stops(scheduler: Scheduler) -> None:
+    token = scheduler.token("user")
+    (scheduler.folder / "fallow.db.lock").unlink()  # as on a file system that forgot the lock
+    successor = Scheduler(scheduler.folder)
+    with pytest.raises(grpc.RpcError) as refused:
+        scheduler.call("Submit", client_pb2.SubmitRequest(spec_json=json.dumps(TASK)), token)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert scheduler.process.wait(PATIENCE_S) == 4
+    assert "Another scheduler has taken over the database" in (scheduler.folder / "log").read_text()
+    assert list(successor.call("ListJobs", client_pb2.ListJobsRequest(), token).jobs) == []
+    assert successor.end() == 0
