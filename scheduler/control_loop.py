@@ -194,7 +194,8 @@ class ControlLoop:
 
     async def _wait(self) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), TICK_S)
+            async with asyncio.timeout(TICK_S):  # wait_for may swallow a cancellation
+                await self._wake.wait()
         except TimeoutError:
             self.post(Tick(at_s=self._clock.now_s(), cause_id="tick"))
         self._wake.clear()

@@ -68,6 +68,8 @@ def submitted(r: Records, e: events.JobSubmitted) -> None:
         device_kinds=e.device_kinds,
         shape=e.shape,
         copies=e.copies,
+        curve=e.curve,
+        costs=e.costs,
     )
     r.put(job)
     if e.request_id:
@@ -146,10 +148,9 @@ def reached(r: Records, e: events.AssignmentReached) -> None:
 
 
 def _record_rescale(r: Records, job: Job, e: events.AssignmentReached) -> Job:
-    last = job.rescales[-1] if job.rescales else None
-    said = (e.cause, e.width, e.stall_s, e.at_step)
-    if last and e.revision == job.reached_revision and (last.cause, last.width, last.stall_s, last.at_step) == said:
-        return job  # said again after a reconnection
+    if _is_no_rescale(job, e):
+        r.put(replace(job, reached_revision=e.revision))
+        return r.jobs[job.id]
     record = RescaleRecord(r.now_s, e.cause, e.width, e.stall_s, e.bytes_moved, e.at_step, r.steps_lost.pop(job.id, 0))
     if job.state is JobState.RUNNING:
         _shift(r, job, Use.RESCALE, e.stall_s)
@@ -163,6 +164,15 @@ def _record_rescale(r: Records, job: Job, e: events.AssignmentReached) -> Job:
     )
     r.log("reached", f"{e.cause}: width {e.width} after a stall of {e.stall_s:.3f} s", job=job.id, site=job.site)
     return r.jobs[job.id]
+
+
+def _is_no_rescale(job: Job, e: events.AssignmentReached) -> bool:
+    """Said again after a reconnection; or survivors had regrouped by themselves, and the assignment only agreed."""
+    last = job.rescales[-1] if job.rescales else None
+    if last is None or (last.cause, last.width) != (e.cause, e.width):
+        return False
+    repeated = e.revision == job.reached_revision and (last.stall_s, last.at_step) == (e.stall_s, e.at_step)
+    return repeated or (e.stall_s == 0.0 and e.cause == "loss")
 
 
 def _learn_costs(costs: RescaleCosts, e: events.AssignmentReached) -> RescaleCosts:

@@ -274,6 +274,10 @@ class TwinExecutor:
         said = "reclaimed" if reclaimed_s is not None else cause
         self._agent_says(key.node, events.NodeLeft, lease=key, cause=said, free_s=free_s, killed=killed)
 
+    def epoch_of(self, node: str) -> int:
+        """The lease that the node's agent knows of, 0 without one."""
+        return self._nodes[node].epoch
+
     # --- the executor port -------------------------------------------------------------------------------------
 
     def grant(self, lease: Lease) -> None:
