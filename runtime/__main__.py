@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         folder = Folder(options.dir)
-        peer = Peer(options.scheduler, options.token_file.read_text().strip(), options.tls_ca)
+        peer = _peer(options)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}: name a file to read, a folder to write to", file=sys.stderr)
         return USAGE
@@ -52,7 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     site.add_argument("--address", default="127.0.0.1", help="where nodes reach this machine (default 127.0.0.1)")
     site.add_argument("--ready-file", type=Path, help="file to write once the session is open")
     site.add_argument("--tls-ca", type=Path, help="certificate of the authority that signed the scheduler's")
+    site.add_argument("--tls-cert", type=Path, help="this site's own certificate, if the scheduler asks for one")
+    site.add_argument("--tls-key", type=Path, help="its key")
     return parser
+
+
+def _peer(options: argparse.Namespace) -> Peer:
+    """The scheduler as the options name it. Raises OSError for a file that cannot be read."""
+    for file in (options.tls_ca, options.tls_cert, options.tls_key):
+        if file:
+            file.read_bytes()
+    token = options.token_file.read_text().strip()
+    return Peer(options.scheduler, token, options.tls_ca, options.tls_cert, options.tls_key)
 
 
 def _address(text: str) -> str:

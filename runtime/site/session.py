@@ -59,7 +59,9 @@ class Peer:
 
     address: str  # HOST:PORT
     token: str
-    tls_ca: Path | None = None
+    tls_ca: Path | None = None  # PEM files
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class Session:
@@ -168,11 +170,14 @@ class Session:
 
 
 def open_channel(peer: Peer) -> grpc.aio.Channel:
-    """A channel to the scheduler: with TLS if an authority is given. Raises OSError if its file cannot be read."""
+    """A channel to the scheduler: with TLS if an authority is given. Raises OSError if a file cannot be read."""
     if peer.tls_ca is None:
         return grpc.aio.insecure_channel(peer.address, options=_OPTIONS)
-    authority = grpc.ssl_channel_credentials(peer.tls_ca.read_bytes())
-    return grpc.aio.secure_channel(peer.address, authority, options=_OPTIONS)
+    authority, key, certificate = (
+        file.read_bytes() if file else None for file in (peer.tls_ca, peer.tls_key, peer.tls_cert)
+    )
+    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    return grpc.aio.secure_channel(peer.address, credentials, options=_OPTIONS)
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
