@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from scheduler.domain.jobs import RescaleCosts
 from scheduler.planning.curves import Rates
 
 Values = NDArray[np.float64]
+
+BLOCK = 200_000
+"""Sums that are looked at in one step: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +60,7 @@ def width_values(rates: Rates, kept: int, current: int, costs: RescaleCosts, hor
 def allocate(demands: Sequence[Demand], capacity: int) -> Allocation | None:
     """The best widths that fit in `capacity`; None if not even the smallest fit.
 
-    Takes `sum(len(values)) * capacity` steps. Ties go to smaller widths of later jobs.
+    Takes `sum(len(values)) * capacity` steps. Ties go to larger widths of later jobs.
     """
     best: Values = np.zeros(capacity + 1)
     choices: list[NDArray[np.int32]] = []
@@ -74,13 +78,21 @@ def _with_job(best: Values, demand: Demand, capacity: int) -> tuple[Values, NDAr
     choice = np.zeros(capacity + 1, dtype=np.int32)
     if demand.stopped is not None:
         reached[:] = best + demand.stopped
-    for width, value in enumerate(demand.values, start=demand.first):
-        if width > capacity:
-            break
-        candidate = best[: capacity + 1 - width] + value
-        better = candidate > reached[width:]
-        reached[width:][better] = candidate[better]
-        choice[width:][better] = width
+    values = demand.values[: max(0, capacity + 1 - demand.first)]
+    if not len(values):
+        return reached, choice
+    padded = np.concatenate([np.full(len(values) - 1, -np.inf), best[: capacity + 1 - demand.first]])
+    left = sliding_window_view(padded, len(values))  # [c, n]: what is reached on the devices that a width leaves
+    values = np.ascontiguousarray(values[::-1])  # the widest first, as in `left`
+    rows = max(1, BLOCK // len(values))
+    for start in range(0, len(left), rows):
+        totals = left[start : start + rows] + values
+        at = totals.argmax(axis=1)
+        found = np.take_along_axis(totals, at[:, None], axis=1)[:, 0]
+        here = slice(demand.first + start, demand.first + start + len(at))
+        better = found > reached[here]
+        reached[here][better] = found[better]
+        choice[here][better] = demand.first + len(values) - 1 - at[better]
     return reached, choice
 
 

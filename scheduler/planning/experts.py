@@ -63,10 +63,17 @@ def assign_copies(
     speed_W = np.ones(workers) if speed_W is None else speed_W
     share_W = even_shares(total, speed_W, present_PW.sum(axis=0), most)
     host_PW = _kept(present_PW, node_W, copies, share_W)
-    _cover(host_PW, share_W, most)
+    _cover(host_PW, most)
+    together_WW = host_PW.T.astype(np.int64) @ host_PW.astype(np.int64)  # pairs that two workers both host
     for count in range(1, copies + 1):
         for pair in np.flatnonzero(host_PW.sum(axis=1) < count):
-            _add_copy(host_PW, int(pair), node_W, cohort_W, share_W, most)
+            hosts = np.flatnonzero(host_PW[pair])
+            worker = _next_host(hosts, together_WW, node_W, cohort_W, share_W, most)
+            if worker is not None:
+                host_PW[pair, worker] = True
+                together_WW[worker, hosts] += 1
+                together_WW[hosts, worker] += 1
+                together_WW[worker, worker] += 1
     return host_PW
 
 
@@ -83,28 +90,30 @@ def _kept(present_PW: Bools, node_W: Ints, copies: int, share_W: Ints) -> Bools:
     return host_PW
 
 
-def _cover(host_PW: Bools, share_W: Ints, most: int) -> None:
+def _cover(host_PW: Bools, most: int) -> None:
     """Where second copies fill the places that a pair without any needs, they make room for it."""
     missing = int((~host_PW.any(axis=1)).sum()) - int((most - host_PW.sum(axis=0)).sum())
     for pair in np.flatnonzero(host_PW.sum(axis=1) > 1)[: max(0, missing)]:
         host_PW[pair, np.flatnonzero(host_PW[pair])[-1]] = False
 
 
-def _add_copy(host_PW: Bools, pair: int, node_W: Ints, cohort_W: Ints, share_W: Ints, most: int) -> None:
-    hosts = np.flatnonzero(host_PW[pair])
-    load_W = host_PW.sum(axis=0)
-    allowed = (load_W < most) & ~np.isin(node_W, node_W[hosts])
+def _next_host(hosts: Ints, together_WW: Ints, node_W: Ints, cohort_W: Ints, share_W: Ints, most: int) -> int | None:
+    """Where the next copy of a pair that `hosts` host goes; None if nobody else can take it."""
+    load_W = together_WW.diagonal()
+    allowed = load_W < most
+    if len(hosts):
+        allowed &= ~(node_W[:, None] == node_W[hosts]).any(axis=1)
     candidates = np.flatnonzero(allowed)
     if not len(candidates):
-        return
-    partners_W = (host_PW & host_PW[:, hosts].any(axis=1, keepdims=True)).sum(axis=0)
+        return None
+    load_C, share_C = load_W[candidates], share_W[candidates]
     order = np.lexsort(
         (
             candidates,
-            load_W[candidates] / np.maximum(share_W[candidates], 1),
-            -partners_W[candidates],
-            load_W[candidates] >= share_W[candidates],
-            np.isin(cohort_W[candidates], cohort_W[hosts]),
+            load_C / np.maximum(share_C, 1),
+            -together_WW[np.ix_(candidates, hosts)].sum(axis=1),
+            load_C >= share_C,
+            (cohort_W[candidates, None] == cohort_W[hosts]).any(axis=1),
         )
     )
-    host_PW[pair, candidates[order[0]]] = True
+    return int(candidates[order[0]])
