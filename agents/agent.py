@@ -110,15 +110,16 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._terminated)
-        ended = asyncio.create_task(self._ended.wait())
-        works = [self.connection.run(), self._looking(), self._beating()]
-        tasks = [ended, *(asyncio.create_task(work) for work in works)]
+        dialling = asyncio.create_task(self.connection.run())
+        others = (self._ended.wait(), self._looking(), self._beating())
+        tasks = [dialling, *(asyncio.create_task(work) for work in others)]
         ready = asyncio.create_task(self._ready(on_ready))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # a refusal, or a mistake of ours: then the keeper gives the node back
-            await self.connection.flush(_GOODBYE_S)
+            self.connection.finish()
+            await asyncio.wait({dialling}, timeout=_GOODBYE_S if self.connection.connected else 0.0)
         finally:
             server.close()
             for task in (*tasks, ready):

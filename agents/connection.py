@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -70,8 +69,13 @@ class Peer:
 
 
 def pause_s(failures: int, chance: float) -> float:
-    """How long to wait after so many failures in a row: doubling up to 15 s, spread by `chance` in [0, 1)."""
-    return min(15.0, 0.5 * 2.0 ** min(failures, 10)) * (0.5 + chance / 2)
+    """How long to wait after so many failures in a row: doubling up to 10 s, spread by `chance` in [0, 1)."""
+    return min(10.0, 0.5 * 2.0 ** min(failures, 10)) * (0.5 + chance / 2)
+
+
+async def _taken_from(outbox: asyncio.Queue[pb.AgentMessage | None]) -> AsyncIterator[pb.AgentMessage]:
+    while (message := await outbox.get()) is not None:
+        yield message
 
 
 async def _connect(channel: grpc.aio.Channel) -> None:
@@ -102,7 +106,8 @@ class Connection:
         self.peer, self._opening, self._on_command, self._chance = peer, opening, on_command, chance
         self.accepted = asyncio.Event()
         self.connected = False
-        self._outbox: asyncio.Queue[pb.AgentMessage] = asyncio.Queue()
+        self._finishing = False
+        self._outbox: asyncio.Queue[pb.AgentMessage | None] = asyncio.Queue()
         self._kept: list[tuple[float, pb.AgentMessage]] = []
         self._opened_at = 0.0
         self._first_try_at: float | None = None
@@ -121,11 +126,13 @@ class Connection:
             self._outbox.put_nowait(message)
 
     async def run(self) -> None:
-        """Keep the stream up until cancelled. Raises `Refused` if the very first contact is refused for good."""
+        """Keep the stream up until cancelled or finished. Raises `Refused` if the first contact is refused for good."""
         failures = 0
         self._first_try_at = time.monotonic()
         while True:
             problem = await self._attempt()
+            if self._finishing:
+                return
             failures = 0 if problem is None else failures + 1
             pause = pause_s(failures, self._chance())
             if problem:
@@ -159,7 +166,7 @@ class Connection:
             request_serializer=pb.AgentMessage.SerializeToString,
             response_deserializer=pb.AgentCommand.FromString,
         )
-        call = connect(self._outgoing(), metadata=metadata)
+        call = connect(_taken_from(self._outbox), metadata=metadata)
         settler = asyncio.create_task(self._settle())
         try:
             async for command in call:
@@ -177,12 +184,6 @@ class Connection:
             self._outbox.put_nowait(message)
         self._kept = [(self._opened_at, message) for message in self.kept]
 
-    async def _outgoing(self) -> AsyncIterator[pb.AgentMessage]:
-        outbox = self._outbox
-        while True:
-            yield await outbox.get()
-            outbox.task_done()  # it has been written when the next one is asked for
-
     async def _settle(self) -> None:
         await asyncio.sleep(1.0)  # a refusal would have come by now
         self.accepted.set()
@@ -198,12 +199,11 @@ class Connection:
         if self.accepted.is_set():
             return
         if error.code() is grpc.StatusCode.ALREADY_EXISTS and tried_s > _SECOND_AGENT_S:
-            raise Refused(f"{error.details()} Stop the other agent, or give this one another --node.")
+            raise Refused(f"--node: {error.details()}")
         if error.code() in _HOPELESS:
             raise Refused(f"the scheduler at {self.peer.address} says: {error.details()} {_HOPELESS[error.code()]}")
 
-    async def flush(self, seconds: float) -> None:
-        """Wait until everything has been written, for so long at most."""
-        if self.connected:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._outbox.join(), seconds)
+    def finish(self) -> None:
+        """Let `run` end once everything has been written and the scheduler has read it."""
+        self._finishing = True
+        self._outbox.put_nowait(None)

@@ -182,9 +182,10 @@ def _granted(hold: Hold, granted: Granted, now: float) -> Outcome:
 
 
 def _take(hold: Hold, granted: Granted) -> Outcome:
+    newest = max(hold.newest, granted.epoch)
     if not granted.spare:  # the owner came back while the grant was on its way
-        return Hold(newest=granted.epoch), (SayLeft(granted.epoch, "reclaimed", 0.0, 0),)
-    return Hold(Phase.GRANTED, granted.epoch, granted.epoch, granted.spare), ()
+        return Hold(newest=newest), (SayLeft(granted.epoch, "reclaimed", 0.0, 0),)
+    return Hold(Phase.GRANTED, granted.epoch, newest, granted.spare), ()
 
 
 def _join(hold: Hold, join: JoinAsked, now: float) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agents.decide import (
@@ -102,6 +102,8 @@ class World:
 
 
 @given(st.lists(st.tuples(HAPPENINGS, st.floats(0, 3)), max_size=40))
+@example([(Granted(1, SPARE), 0.0), (Granted(2, SPARE), 0.0)])
+@example([(join(1), 0.0), (Granted(2, SPARE), 0.0), (LeaveAsked(3), 0.0), (AllGone(0), 0.0)])
 def test_laws_hold_under_any_interleaving(story: list[tuple[Happening, float]]) -> None:
     world = World()
     for happening, pause in story:
