@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Device, LeaseKey
-from scheduler.domain.jobs import JobKind, ModelShape, RoleNeed
+from scheduler.domain.jobs import JobKind, ModelShape, RescaleCosts, RoleNeed
 from scheduler.domain.reasons import Reason
 
 
@@ -217,6 +217,8 @@ class JobSubmitted(Event):
     device_kinds: tuple[str, ...]
     shape: ModelShape | None
     copies: int
+    curve: tuple[tuple[int, float], ...] = ()  # width -> samples per second, where they were measured before
+    costs: RescaleCosts = RescaleCosts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

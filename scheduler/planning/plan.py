@@ -8,20 +8,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import LeaseState
 from scheduler.domain.jobs import Assignment, WorkerSlot
-from scheduler.domain.plan import Assign, Plan, Release, Snapshot, Step, Unplaced
+from scheduler.domain.plan import Assign, Plan, Release, Snapshot, Step, Unplaced, Withheld
 from scheduler.domain.reasons import Reason
 from scheduler.planning import why
-from scheduler.planning.admission import Claim, admit
+from scheduler.planning.admission import Admission, Claim, admit
 from scheduler.planning.shaping import Shape, host_experts, leavers_of, shape
 from scheduler.planning.view import PoolKey, Spot, Standing, View, look
 
+Admit = Callable[[View, tuple[Withheld, ...]], Admission]
+"""Decides who runs and how wide; where their workers go is not its business."""
 
-def plan(snapshot: Snapshot) -> Plan:
+
+def plan(snapshot: Snapshot, admit: Admit = admit) -> Plan:
     """What to change, and why what does not run does not. Nothing to change, no steps."""
     view = look(snapshot)
     draft = _Draft()
