@@ -64,12 +64,12 @@ class _Permute(torch.autograd.Function):
     """Row selection by a permutation: its gradient is another selection, where indexing would scatter and add."""
 
     @staticmethod
-    def forward(ctx, x_ND: Tensor, order: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x_ND: Tensor, order: Tensor) -> Tensor:
         ctx.save_for_backward(order)
         return x_ND.index_select(0, order)
 
     @staticmethod
-    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None]:
         (order,) = ctx.saved_tensors
         return grad_ND.index_select(0, inverse(order)), None
 

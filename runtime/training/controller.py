@@ -184,11 +184,12 @@ class TrainController:
     async def _lost(self, worker: str, reason: str) -> None:
         link = self._links[worker]
         link.phase = "lost"
-        link.close()
         if self._flight is not None:
             self._flight.hear(worker, {"kind": "lost"})
         self._reports.worker(self._job, link.slot, "lost", reason)
-        await self._actors.stop(worker)  # if it only seems dead, it must not come back
+        await link.dismiss()  # if it only seems dead, it must not come back
+        if self._generation is not None and worker in self._generation.workers:
+            await self._cancel(self._generation.number, self._generation.workers)
 
     # --- what to do ---------------------------------------------------------------------------------------------
 
@@ -317,7 +318,7 @@ class TrainController:
             return False
         if not flight.is_cancelled:
             flight.is_cancelled = True
-            await self._cancel(flight.switch)
+            await self._cancel(flight.switch.number, flight.switch.participants)
         busy = [w for w in flight.switch.participants if self._view().phase(w) == "training"]
         if busy and not flight.is_overdue:
             return False
@@ -327,9 +328,10 @@ class TrainController:
         self._generation = flight.generation_after(self._generation)
         return True
 
-    async def _cancel(self, switch: Switch) -> None:
-        alive = [w for w in switch.participants if self._view().phase(w) != "lost"]
-        calls = [_answered(self._links[worker].handle.cancel, switch.number) for worker in alive]
+    async def _cancel(self, number: int, workers: tuple[str, ...]) -> None:
+        """Have them leave that generation, or the switch to it, if they have not noticed by themselves."""
+        alive = [w for w in workers if self._view().phase(w) not in ("lost", "starting")]
+        calls = [_answered(self._links[worker].handle.cancel, number) for worker in alive]
         await asyncio.gather(*calls, return_exceptions=True)
 
     async def _kill_stuck(self) -> None:
@@ -370,9 +372,8 @@ class TrainController:
 
     async def _let_go(self, worker: str) -> None:
         link = self._links.pop(worker)
-        link.close()
         if link.phase != "lost":
-            await self._actors.stop(worker)
+            await link.dismiss()
             self._reports.worker(self._job, link.slot, "left")
 
     def _say_reached(self, target: Assignment) -> None:

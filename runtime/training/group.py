@@ -6,6 +6,9 @@ Groups are objects, not torch's global one, so an old and a new group can live s
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -52,12 +55,10 @@ class Group:
     ) -> Group:
         """Meet the others under `prefix`. Raises `PeerLost` if they do not come or `cancelled()` turns true."""
         try:
-            store = dist.TCPStore(*store_at, is_master=False, timeout=timedelta(seconds=CONNECT_S))
-            shared = dist.PrefixStore(prefix, store)
-            _await_everyone(shared, rank, size, cancelled)
-            return Group(_process_group(shared, rank, size, address, device), rank, size)
+            made = _unless(cancelled, lambda: _process_group(store_at, prefix, rank, size, address, device))
         except (RuntimeError, ValueError) as error:
             raise PeerLost(f"could not form the group {prefix} of {size}: {_first_line(error)}") from error
+        return Group(made, rank, size)
 
     def close(self) -> None:
         """Drop the connections; whoever waits for this worker gets `PeerLost`."""
@@ -125,29 +126,41 @@ class Group:
         self.waited_s += time.monotonic() - started
 
 
-def _await_everyone(store: Any, rank: int, size: int, cancelled: Callable[[], bool]) -> None:
-    # the store has no interruptible wait, and gloo's own start-up would wait out its time for a worker that died
-    store.set(f"here/{rank}", "1")
-    keys = [f"here/{r}" for r in range(size)]
-    deadline = time.monotonic() + CONNECT_S
-    while not store.check(keys):
-        if cancelled():
-            raise PeerLost("the switch was called off")
-        if time.monotonic() > deadline:
-            raise PeerLost(f"not all of {size} workers came within {CONNECT_S:.0f} s")
-        time.sleep(0.002)
+def _unless(cancelled: Callable[[], bool], make: Callable[[], Any]) -> Any:
+    """`make()`, given up when `cancelled()`: the wait for a peer that died cannot be interrupted, only left behind."""
+    results: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((make(), None))
+        except Exception as error:
+            results.put((None, error))
+
+    threading.Thread(target=run, name="rendezvous", daemon=True).start()
+    while not cancelled():
+        with contextlib.suppress(queue.Empty):
+            made, error = results.get(timeout=0.02)
+            if error is not None:
+                raise error
+            return made
+    raise PeerLost("the switch was called off")
 
 
-def _process_group(store: Any, rank: int, size: int, address: str, device: torch.device) -> Any:
-    timeout = timedelta(seconds=COLLECTIVE_S)
+def _process_group(
+    store_at: tuple[str, int], prefix: str, rank: int, size: int, address: str, device: torch.device
+) -> Any:
+    connect = timedelta(seconds=CONNECT_S)
+    store = dist.PrefixStore(prefix, dist.TCPStore(*store_at, is_master=False, timeout=connect))
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timeout
+        options._timeout = timedelta(seconds=COLLECTIVE_S)
         return dist.ProcessGroupNCCL(store, rank, size, options)
     options = dist.ProcessGroupGloo._Options()
-    options._timeout = timeout
+    options._timeout = connect
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-    return dist.ProcessGroupGloo(store, rank, size, options)
+    group = dist.ProcessGroupGloo(store, rank, size, options)
+    group.set_timeout(timedelta(seconds=COLLECTIVE_S))
+    return group
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,9 @@ from runtime.training.pulse import Event, listen
 START_S = 90.0
 """Longest wait for an actor to start, its imports apart."""
 
+_DISMISSED: set[asyncio.Task[None]] = set()
+"""Links whose worker is still to start, and then to end: an event loop alone would forget their tasks."""
+
 
 class Link:
     """One worker. `post(worker, event)` gets every event, "adopted" (status=) first and "lost" (reason=) at the end."""
@@ -25,6 +28,7 @@ class Link:
         self.slot = slot
         self.phase: LinkPhase = "starting"
         self.handle: Any = None
+        self._is_dismissed = False
         self._actors = actors
         self._arguments = (slot, spec_json, str(folder))
         self._post = lambda event: post(slot.worker, event)
@@ -38,10 +42,23 @@ class Link:
         """Stop listening; the worker goes on."""
         self._task.cancel()
 
+    async def dismiss(self) -> None:
+        """Stop listening and end the worker. One that is only just starting is ended as soon as it is there."""
+        if self.handle is None and not self._task.done():
+            self._is_dismissed = True
+            _DISMISSED.add(self._task)
+            self._task.add_done_callback(_DISMISSED.discard)
+            return
+        self._task.cancel()
+        await self._actors.stop(self.slot.worker)
+
     async def _run(self) -> None:
         try:
             async with asyncio.timeout(START_S):
                 self.handle = await self._actors.start(self.slot, TrainWorkerActor, *self._arguments)
+                if self._is_dismissed:
+                    await self._actors.stop(self.slot.worker)
+                    return
                 status = await self.status()
             self._post({"kind": "adopted", "status": status})
             async for event in listen(*status.pulse, after=status.events):

@@ -23,13 +23,17 @@ class Orders:
                 self._changed.notify_all()
 
     def cancel(self, number: int) -> None:
-        """Call off switches up to `number`: whoever waits for their participants stops waiting."""
+        """Call off switches up to `number`: whoever waits for their participants, or trains with them, stops."""
         with self._changed:
             self._cancelled = max(self._cancelled, number)
 
     def is_cancelled(self, number: int) -> bool:
-        """Whether that switch was called off, or a newer one took its place."""
-        return number <= self._cancelled or number < self.pending
+        """Whether that switch was called off."""
+        return number <= self._cancelled
+
+    def is_over(self, number: int) -> bool:
+        """Whether there is no sense in waiting for that switch: it was called off, or a newer one took its place."""
+        return self.is_cancelled(number) or number < self.pending
 
     @property
     def pending(self) -> int:

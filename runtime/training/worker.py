@@ -122,7 +122,7 @@ class TrainWorker:
             standing,
             self._part.seed,
             self._slot.address,
-            lambda: self._orders.is_cancelled(switch.number),
+            lambda: self._orders.is_over(switch.number),
         )
         self._since_switch = 0
         facts = {"number": switch.number, "step": self.step, "bytes": entry.bytes_received}
@@ -143,6 +143,10 @@ class TrainWorker:
             self._boundary_s = time.time()
             self._since_switch += 1
             standing.snapshots.settle()
+            if generation.workers[0] == self._me:
+                self._tell_step(outcome)
+            if self._orders.is_cancelled(generation.number):
+                raise PeerLost("the controller knows that a peer is lost")
             self._at_boundary(standing, generation, outcome)
             if max(signal.pending for signal in outcome.signals) > generation.number:
                 self._writer.interrupt()
@@ -150,8 +154,6 @@ class TrainWorker:
         self._finish(standing, generation)
 
     def _at_boundary(self, standing: Standing, generation: Generation, outcome: Outcome) -> None:
-        if generation.workers[0] == self._me:
-            self._tell_step(outcome)
         by_rank = tuple(signal.checkpoint for signal in outcome.signals)
         is_due = self._writer.heard(by_rank)
         is_due |= self.step % self._part.checkpoint_every == 0 and Writing.BUSY not in by_rank

@@ -71,9 +71,10 @@ def test_the_newest_order_counts_and_is_taken_once() -> None:
     assert waiting[0].number == 2
     orders.give(switch(1))  # late
     assert orders.newest.number == orders.pending == 2
-    assert not orders.is_cancelled(2)
+    assert not orders.is_over(2)
     orders.give(switch(4))
-    assert orders.is_cancelled(2)
+    assert orders.is_over(2)
+    assert not orders.is_cancelled(2)
     orders.cancel(4)
     assert orders.is_cancelled(4)
     assert not orders.is_cancelled(5)

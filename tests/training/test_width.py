@@ -1,0 +1,114 @@
+"""Law 5 within this process: workers as threads over real gloo groups, uneven experts, even no sequences at all."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from protocol.jobspec import JobSpec
+from runtime.training.decisions import all_items
+from runtime.training.generation import form
+from runtime.training.group import Group, PeerLost, open_store
+from runtime.training.snapshots import Snapshots
+from runtime.training.state import TrainState
+from runtime.training.text import Batches, load_corpus
+from runtime.training.trainer import Outcome, Signals, Trainer
+from tests.training.undisturbed import run_undisturbed, slots, tiny_spec
+
+
+def connect(store: object, rank: int, size: int, name: str = "all", over: bool = False) -> Group:
+    at = ("127.0.0.1", store.port)
+    return Group.connect(at, name, rank, size, "127.0.0.1", torch.device("cpu"), lambda: over)
+
+
+def run_width(spec: JobSpec, folder: Path, shares: list[int]) -> tuple[list[list[Outcome]], list[TrainState]]:
+    """Every worker's outcomes and last state, at width `len(shares)`."""
+    part, workers = spec.train, [f"w{i}" for i in range(len(shares))]
+    corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, folder)
+    generation = form(1, slots(spec, workers, shares))
+    store = open_store("127.0.0.1")
+
+    def work(rank: int) -> tuple[list[Outcome], TrainState]:
+        state = TrainState(part.model)
+        state.fresh(generation.members[rank].slot.experts, part.seed)
+        group = connect(store, rank, len(shares))
+        batches = Batches(corpus, part.seed, part.sequence_length)
+        trainer, snapshots = Trainer(part, state, batches, group, generation), Snapshots(workers[rank])
+        outcomes = [trainer.step(Signals(pending=rank)) for _ in range(part.steps)]
+        copy = snapshots.take(state, group, generation)
+        wards = [key for m in generation.members if m.buddy == workers[rank] for key in m.slot.experts]
+        assert copy.items == {"dense", *state.experts, *wards}
+        return outcomes, state
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        done = list(pool.map(work, range(len(shares))))
+    return [outcomes for outcomes, _ in done], [state for _, state in done]
+
+
+@pytest.mark.parametrize(
+    ("router", "shares", "global_batch"),
+    [
+        ("attention", [1, 1], 5),
+        ("attention", [3, 0, 1], 2),  # a worker without experts, and one without sequences
+        ("sigmoid_bias", [1, 2, 1], 4),
+        ("top_k", [1, 0], 1),
+    ],
+)
+def test_steps_are_the_same_at_any_width(tmp_path: Path, router: str, shares: list[int], global_batch: int) -> None:
+    model = {"vocab_size": 300, "hidden_size": 32, "layers": 2, "heads": 2, "experts": 4, "expert_size": 32}
+    spec = tiny_spec(model=model | {"router": router}, global_batch=global_batch, steps=6)
+    losses, alone = run_undisturbed(spec, tmp_path)
+    outcomes, states = run_width(spec, tmp_path, shares)
+    for by_worker in zip(*outcomes, strict=True):
+        assert len({(o.loss, o.gradient_norm, o.is_skipped) for o in by_worker}) == 1  # all agree, to the bit
+        assert max(s.pending for s in by_worker[0].signals) == len(shares) - 1
+    assert [o.loss for o in outcomes[0]] == pytest.approx(losses, rel=1e-5)
+    for state in states:
+        assert torch.equal(state.dense.flat.buffer, states[0].dense.flat.buffer)
+        assert torch.allclose(state.dense.flat.buffer[0], alone.dense.flat.buffer[0], atol=1e-4)
+        for key, piece in state.experts.items():
+            assert torch.allclose(piece.flat.buffer[0], alone.experts[key].flat.buffer[0], atol=1e-4)
+    assert sorted(key for state in states for key in state.experts) == list(all_items(2, 4))
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_everywhere_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec(steps=3)
+    forward_backward = Trainer._forward_backward
+
+    def poisoned(self: Trainer, step: int) -> float:
+        loss = forward_backward(self, step)
+        experts = self._state.experts
+        if step == 1 and (1, 2) in experts:
+            experts[1, 2].flat.grad[0] = math.inf
+        return loss
+
+    monkeypatch.setattr(Trainer, "_forward_backward", poisoned)
+    outcomes, states = run_width(spec, tmp_path, [1, 1])
+    assert [[o.is_skipped for o in worker] for worker in outcomes] == [[False, True, False]] * 2
+    for state in states:
+        assert (state.position.step, state.position.skipped) == (3, 1)
+        assert all(torch.isfinite(piece.buffer).all() for piece in state.pieces())
+
+
+def test_a_member_that_leaves_breaks_the_others_wait() -> None:
+    store = open_store("127.0.0.1")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda rank: connect(store, rank, 2), range(2))
+        waiting = pool.submit(first.barrier)
+        second.close()
+        with pytest.raises(PeerLost):
+            waiting.result(timeout=60)
+    with pytest.raises(PeerLost, match="closed"):
+        second.barrier()
+
+
+def test_waiting_for_somebody_who_does_not_come_can_be_called_off() -> None:
+    store = open_store("127.0.0.1")
+    with pytest.raises(PeerLost, match="called off"):
+        connect(store, 0, 2, "nobody", over=True)
