@@ -218,7 +218,7 @@ class JobSubmitted(Event):
     shape: ModelShape | None
     copies: int
     curve: tuple[tuple[int, float], ...] = ()  # width -> samples per second, where they were measured before
-    costs: RescaleCosts = RescaleCosts()
+    costs: RescaleCosts = field(default_factory=RescaleCosts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
