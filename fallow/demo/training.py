@@ -110,6 +110,12 @@ def _runs_at(job: Job, width: int) -> bool:
     return job.state == "running" and job.width == width and bool(job.rescales) and job.rescales[-1].width == width
 
 
+def _note(job: Job) -> str:
+    if not job.step:
+        return f"{job.state} at width {job.width}"
+    return f"width {job.width}  loss {job.loss:.3f}  {job.rate:.1f} {job.rate_unit}"
+
+
 class _Run:
     """The running job as last seen."""
 
@@ -132,8 +138,7 @@ class _Run:
                 )
             time.sleep(_POLL_S)
             self.last = self.cluster.client.job(self._job)
-            note = f"width {self.last.width}  loss {self.last.loss:.3f}  {self.last.rate:.1f} {self.last.rate_unit}"
-            self.narrator.progress(self.last.step, self.last.total, note)
+            self.narrator.progress(self.last.step, self.last.total, _note(self.last))
         return self.last
 
     def calm(self) -> None:
