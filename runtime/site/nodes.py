@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
+from typing import Any
 
 from runtime.site.controller import LeaseKey, NodeMissing
 
@@ -88,4 +89,5 @@ def live_labels() -> dict[str, str]:
     """Lease labels of the cluster's live nodes, with Ray's node ids. Blocking."""
     import ray
 
-    return {n["Labels"][LABEL]: n["NodeID"] for n in ray.nodes() if n["Alive"] and LABEL in n["Labels"]}
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {n["Labels"][LABEL]: n["NodeID"] for n in nodes if n["Alive"] and LABEL in n["Labels"]}

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -121,7 +121,7 @@ class Session:
             await self._converse_over(channel)
 
     async def _converse_over(self, channel: grpc.aio.Channel) -> None:
-        stub = site_pb2_grpc.SiteServiceStub(channel)
+        stub: Any = site_pb2_grpc.SiteServiceStub(channel)  # as an asynchronous one, which the stubs do not know
         stream = stub.Session(metadata=((TOKEN_KEY, f"Bearer {self._peer.token}"),))
         writer = asyncio.create_task(self._write(stream))
         reader = asyncio.create_task(self._read(stream))
@@ -181,7 +181,8 @@ def open_channel(peer: Peer) -> grpc.aio.Channel:
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
-    for key, value in error.trailing_metadata() or ():
+    trailing: Any = error.trailing_metadata() or ()
+    for key, value in trailing:
         if key == REASON_KEY and isinstance(value, bytes):
             reason = Reason.FromString(value)
             return f"{reason.message} {reason.remedy}".strip()

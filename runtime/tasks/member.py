@@ -53,7 +53,9 @@ class Member:
         self._run_began_s = 0.0
         self._stop_cause = ""
         self.over = asyncio.Event()
+        self._is_let_go = False
         self._task = asyncio.create_task(self._live(), name=f"{job}: {slot.worker}")
+        self._closing = asyncio.create_task(self._close(), name=f"{job}: the end of {slot.worker}")
 
     @property
     def is_leaving(self) -> bool:
@@ -82,23 +84,25 @@ class Member:
 
     async def let_go(self) -> None:
         """Forget the runner, which goes on."""
-        self._stop_cause = ""
+        self._is_let_go = True
         self._task.cancel()
-        await asyncio.wait((self._task,))
+        await asyncio.wait((self._closing,))
 
     async def _live(self) -> None:
-        try:
-            self._reports.worker(self._job, self.slot, "starting")
-            runner = await self._start()
-            if runner is not None:
-                await self._feed(runner)
-        except asyncio.CancelledError:
-            if not self._stop_cause:  # let go
-                raise
-        except Exception as error:  # Ray's errors: the runner died, or its node did
+        self._reports.worker(self._job, self.slot, "starting")
+        runner = await self._start()
+        if runner is not None:
+            await self._feed(runner)
+
+    async def _close(self) -> None:
+        """Comes after `_live` however that ends, even if it was cancelled before it began."""
+        await asyncio.wait((self._task,))
+        if self._is_let_go:
+            return
+        if not self._task.cancelled() and (error := self._task.exception()):  # Ray's: the runner or its node died
             log.warning("job %s: %s is lost: %s", self._job, self.slot.worker, _first_line(error))
             self._stop_cause, self.was_lost = _first_line(error), True
-        await asyncio.shield(self._end())
+        await self._end()
 
     async def _start(self) -> Any | None:
         try:

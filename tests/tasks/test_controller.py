@@ -134,6 +134,16 @@ async def test_a_lost_runner_costs_no_try_and_its_item_runs_elsewhere(job: Job, 
     await until_dead(pid)
 
 
+async def test_a_node_that_is_gone_before_its_runner_began_to_start_holds_nothing_up(job: Job, tmp_path: Path) -> None:
+    job_spec = spec(tmp_path / "out", command=["true"])
+    await job.controller.assign(assignment(job_spec, 1, slot("w0", "a")))
+    await job.controller.node_gone(LeaseKey("a", 1))  # as when a site comes back after its whole cluster went
+    await job.reports.until(lambda: job.reports.states("w0") == ["lost"])
+    await job.controller.assign(assignment(job_spec, 2, slot("w1", "b")))
+    assert await job.ended() == ("done", "1 items done")
+    assert [said.args[0].revision for said in job.reports.of("reached")] == [2]
+
+
 async def test_a_leaver_ends_its_item_if_there_is_time(job: Job, tmp_path: Path) -> None:
     output, began, may_end = tmp_path / "out", tmp_path / "began", tmp_path / "may_end"
     command = ["sh", "-c", f"echo $$ > {began}; while [ ! -e {may_end} ]; do sleep 0.05; done"]
