@@ -126,8 +126,8 @@ class ServeController:
         if rollout.complete and (self._serves() or not assignment.workers):
             await self._stop_strays()
             self._announce(assignment)
-        elif self._loss_since_s is not None and self._serves():
-            self._announce_loss(assignment)
+        elif self._loss_since_s is not None and self._reached == assignment.revision and self._serves():
+            self._announce_loss(assignment, self._loss_since_s)
 
     async def _publish(self, rollout: Rollout) -> None:
         """New table to the engines first, then new engines to the gateway: nobody uses what is not ready."""
@@ -156,12 +156,15 @@ class ServeController:
             await self._fleet.route(engine, self._table)
             self._routed[engine] = epoch
         except ActorGone as error:
-            self._lose(self._up[engine].slot, str(error))
+            if engine in self._up:
+                self._lose(self._up[engine].slot, str(error))
 
     async def _release(self, rollout: Rollout) -> None:
         assert self._fleet is not None
         for name in rollout.stop:
-            slot = self._up[name].slot if name in self._up else self._busy[name][0]
+            slot = self._up[name].slot if name in self._up else self._busy.get(name, (None,))[0]
+            if slot is None:
+                continue  # it died meanwhile
             self._forget(name, stop=False)
             await self._fleet.stop(name)
             self._reports.worker(self._job, slot, "left")
@@ -169,8 +172,8 @@ class ServeController:
         for name, experts in rollout.drop.items():
             with contextlib.suppress(ActorGone):  # the watch finds out by itself
                 await self._fleet.drop(name, experts)
-                worker = self._up[name]
-                self._up[name] = Up(worker.slot, worker.address, worker.experts - experts)
+                if worker := self._up.get(name):
+                    self._up[name] = Up(worker.slot, worker.address, worker.experts - experts)
 
     async def _stop_strays(self) -> None:
         assert self._fleet is not None
@@ -258,10 +261,8 @@ class ServeController:
         try:
             await self._fleet.status(slot.worker)
         except ActorGone as error:
-            if slot.worker in self._up:
+            if slot.worker in self._up:  # else it left while it was being asked
                 self._lose(slot, str(error))
-        except KeyError:
-            return  # it left while it was being asked
 
     async def _counts(self) -> dict[str, float] | None:
         assert self._fleet is not None
@@ -297,13 +298,13 @@ class ServeController:
     def _announce(self, assignment: Assignment) -> None:
         if self._reached < assignment.revision:
             self._reached = assignment.revision
-            self._spawn(self._measure(assignment, assignment.cause, self._since_s))
+            since_s = self._since_s if self._loss_since_s is None else self._loss_since_s
+            self._loss_since_s = None
+            self._spawn(self._measure(assignment, assignment.cause, since_s))
         elif self._loss_since_s is not None:
-            self._announce_loss(assignment)
-        self._loss_since_s = None
+            self._announce_loss(assignment, self._loss_since_s)
 
-    def _announce_loss(self, assignment: Assignment) -> None:
-        since_s = self._loss_since_s or time.monotonic()
+    def _announce_loss(self, assignment: Assignment, since_s: float) -> None:
         self._loss_since_s = None
         self._spawn(self._measure(assignment, "loss", since_s))
 

@@ -108,16 +108,16 @@ class Fleet:
 
     async def drop(self, worker: str, experts: frozenset[ExpertId]) -> None:
         """Have a shard free these experts. Raises `ActorGone`."""
-        await self._ask(self._handles[worker], "drop", sorted(experts))
+        await self._ask(self._handles.get(worker), "drop", sorted(experts))
 
     async def route(self, engine: str, table: Routing) -> None:
         """Give an engine a table; it goes by it when this returns. Raises `ActorGone`."""
-        handle = self._handles[engine]
+        handle = self._handles.get(engine)
         await self._ask(handle, "set_routing", table.epoch, dict(table.shards), dict(table.experts))
 
     async def status(self, worker: str) -> dict[str, Any]:
         """Whether the worker lives. Raises `ActorGone`."""
-        return dict(await self._ask(self._handles[worker], "status"))
+        return dict(await self._ask(self._handles.get(worker), "status"))
 
     async def stop(self, worker: str) -> None:
         """End a worker."""
@@ -126,6 +126,8 @@ class Fleet:
         self._file.remove(worker)
 
     async def _ask(self, handle: Any, method: str, *args: object) -> Any:
+        if handle is None:
+            raise ActorGone("it has been stopped")
         for left in reversed(range(UNREACHABLE_TRIES)):
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):

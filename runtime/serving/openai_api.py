@@ -122,9 +122,8 @@ class CompletionRequest(Request):
         """One or several."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt
+        tokens = [token for token in self.prompt if isinstance(token, int)]
+        return [tokens] if tokens else self.prompt  # type: ignore[return-value]
 
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)

@@ -210,8 +210,8 @@ def test_closing_ends_a_call_that_waits(shards: Shards) -> None:
 def test_strangers_do_not_disturb_a_shard(shards: Shards, noise: bytes) -> None:
     with socket.create_connection(shards.servers["s0"].address) as stranger:
         stranger.sendall(noise)
-        stranger.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(OSError):  # the shard may have hung up already
+            stranger.shutdown(socket.SHUT_WR)
             while stranger.recv(1000):
                 pass
     _check(shards.plane)
