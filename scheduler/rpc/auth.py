@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from protocol.metadata import TOKEN_KEY
 from scheduler.clock import Clock
 from scheduler.domain.reasons import Reason, Refused
+from scheduler.store.failures import StoreFailed
 from scheduler.store.tokens import Token, TokenRole, Tokens
 
 _AGENT = frozenset({TokenRole.AGENT})
@@ -62,22 +64,30 @@ class Auth:
         return token
 
     def find(self, secret: str) -> Token | None:
-        """The token, or None if it is not valid. May wait for the database."""
+        """The token, or None if it is not valid. May wait for the database.
+
+        While the database fails, tokens that it confirmed before stay valid: nobody can revoke one then either.
+        """
         remembered = self._remembered(secret)
         if remembered is not None or not secret.startswith("fallow-"):
             return remembered
         now_s = self._clock.now_s()
-        token = self._tokens.find(secret, now_s)
+        try:
+            token = self._tokens.find(secret, now_s)
+        except StoreFailed:
+            if known := self._remembered(secret, trust_s=math.inf):
+                return known
+            raise
         if token is None:
             self._found.pop(secret, None)
         else:
             self._found[secret] = (token, now_s)
         return token
 
-    def _remembered(self, secret: str) -> Token | None:
+    def _remembered(self, secret: str, trust_s: float = TRUST_S) -> Token | None:
         token, found_s = self._found.get(secret, (None, 0.0))
         now_s = self._clock.now_s()
-        if token is None or now_s - found_s > TRUST_S or (token.expires_s or now_s + 1) <= now_s:
+        if token is None or now_s - found_s > trust_s or (token.expires_s or now_s + 1) <= now_s:
             return None
         return token
 

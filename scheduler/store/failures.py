@@ -61,7 +61,7 @@ _KNOWN = (
         "Restore a backup, or name another file with --db.",
     ),
     _Known(
-        "connection (refused|failed|timeout)|could not connect|server closed|resolve|timeout expired|"
+        "connection (refused|failed|timeout|is bad)|server running|could not connect|server closed|resolve|timeout expired|"
         "password authentication|does not exist|shutting down|terminating connection",
         "database_unreachable",
         "does not answer",
@@ -77,7 +77,7 @@ def shown(url: str) -> str:
 
 def explained(error: DBAPIError, url: str) -> StoreFailed:
     """The driver's error in words."""
-    text = re.sub(r"\s+", " ", str(error.orig)).strip()
+    text = re.sub(r"\s+", " ", str(error.orig)).strip(" .")
     for known in _KNOWN:
         if re.search(known.pattern, f"{text} {getattr(error.orig, 'sqlstate', '')}", re.IGNORECASE):
             return StoreFailed(Reason(known.code, f"The database {shown(url)} {known.what} ({text}).", known.remedy))

@@ -14,7 +14,9 @@ from protocol.client_pb2_grpc import FallowServiceStub
 from protocol.metadata import TOKEN_KEY
 from protocol.site_pb2_grpc import SiteServiceStub
 from scheduler.clock import ManualClock
+from scheduler.domain.reasons import Reason
 from scheduler.rpc.auth import ROLES, TRUST_S, Auth, bearer
+from scheduler.store.failures import StoreFailed
 from scheduler.store.sql_store import SqlStore
 from scheduler.store.tokens import TokenRole, Tokens
 from tests.rpc.service import FakeAgent, Service, database_in, reason_of, serving
@@ -132,6 +134,27 @@ def test_a_lookup_is_trusted_for_a_moment_only(tmp_path: Path) -> None:
     assert auth.find(brief) is None
     clock.advance_to(100.1 + TRUST_S)
     assert auth.find(secret) is None
+    store.close()
+
+
+def test_a_failing_database_locks_nobody_out_who_was_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, clock = SqlStore(database_in(tmp_path)), ManualClock(100.0)
+    tokens = Tokens(store.database)
+    auth = Auth(tokens, clock)
+    known, brief = tokens.create("ada", "user", 100.0), tokens.create("bob", "user", 100.0, valid_s=9.0)
+    new = tokens.create("new", "user", 100.0)
+    assert auth.find(known)
+    assert auth.find(brief)
+
+    def fail(secret: str, now_s: float) -> None:
+        raise StoreFailed(Reason("database_unreachable", "It does not answer.", "Start it."))
+
+    monkeypatch.setattr(tokens, "find", fail)
+    clock.advance_to(500.0)
+    assert auth.find(known)
+    for secret in (brief, new):
+        with pytest.raises(StoreFailed):
+            auth.find(secret)
     store.close()
 
 
