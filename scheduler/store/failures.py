@@ -61,8 +61,8 @@ _KNOWN = (
         "Restore a backup, or name another file with --db.",
     ),
     _Known(
-        "connection (refused|failed|timeout|is bad)|server running|could not connect|server closed|resolve|timeout expired|"
-        "password authentication|does not exist|shutting down|terminating connection",
+        "connection (refused|failed|timeout|is bad)|server running|could not connect|server closed|resolve|"
+        "timeout expired|password authentication|does not exist|shutting down|terminating connection",
         "database_unreachable",
         "does not answer",
         "Check that the server runs and that host, user, password and database name in --db are right.",
