@@ -177,7 +177,7 @@ class ControlLoop:
             self._settle_plan(self._planner(self._snapshot(now_s)), now_s)
         changes = self._take_out()
         try:
-            self._store.save(changes)
+            self._save(changes)
         except Exception as error:
             self._not_saved(changes, error)
             raise
@@ -208,7 +208,7 @@ class ControlLoop:
             self._settle_plan(plan, self._clock.now_s())
         changes = self._take_out()
         try:
-            await asyncio.to_thread(self._store.save, changes)
+            await asyncio.to_thread(self._save, changes)
         except Exception as error:
             _log.exception("a turn could not be saved; it is tried again")
             self._not_saved(changes, error)
@@ -264,13 +264,18 @@ class ControlLoop:
 
     def _note_unplaced(self, unplaced: dict[str, Reason]) -> None:
         for job, reason in sorted(unplaced.items()):
-            if self._unplaced.get(job) != reason:
+            known = self._unplaced.get(job)
+            if known is None or known.code != reason.code:
                 self.inventory.note("unplaced", str(reason), job=job, code=reason.code)
         self._unplaced = unplaced
 
     def _take_out(self) -> Changes:
         self._effects.extend(self.inventory.take_effects())
         return self.inventory.take_changes()
+
+    def _save(self, changes: Changes) -> None:
+        if not changes.is_empty:
+            self._store.save(changes)
 
     def _not_saved(self, changes: Changes, error: Exception) -> None:
         self.inventory.untake(changes)

@@ -154,7 +154,8 @@ def _update_lease(r: Records, lease: Lease, e: events.NodeReported) -> None:
     if drawn_j > 0 and e.epoch == lease.key.epoch:
         r.energy_j[lease.key] = e.energy_j
         r.books.add_energy(str(lease.key), drawn_j)
-    if (lease.grace_s, lease.expected_end_s) != (e.grace_s, e.expected_end_s):
+    known = (lease.grace_s, lease.expected_end_s)
+    if known != (e.grace_s, e.expected_end_s) and lease.state is not LeaseState.DRAINING:
         r.put(replace(lease, grace_s=e.grace_s, expected_end_s=e.expected_end_s))
 
 
@@ -172,6 +173,7 @@ def reclaimed(r: Records, e: events.NodeReclaimed) -> None:
         fence(r, f"reclaim of {e.lease}, which is over", node=e.lease.node)
         return
     drain(r, lease, e.deadline_s, e.cause)
+    r.put(replace(r.leases[e.lease], grace_s=e.grace_s))
 
 
 def raylet_started(r: Records, e: events.RayletStarted) -> None:

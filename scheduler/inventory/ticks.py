@@ -11,6 +11,9 @@ from scheduler.inventory.records import Records
 BOOK_EVERY_S = 10.0
 """The books of all leases are brought up to date this often."""
 
+RESTART_EXTRA_S = 15.0
+"""After a restart of the scheduler agents get so much longer to come back: they may be pausing before the next try."""
+
 KEEP_ENDED_S = 600.0
 """Ended leases stay in memory this long."""
 
@@ -32,7 +35,7 @@ def tick(r: Records, e: events.Tick) -> None:
 def _lose_silent_nodes(r: Records) -> None:
     for node, since_s in sorted(r.suspect_since.items()):
         if since_s is None:  # the scheduler has just started: agents get their time to come back from now on
-            r.suspect_since[node] = r.now_s
+            r.suspect_since[node] = r.now_s + RESTART_EXTRA_S
         elif r.now_s - since_s > r.lease_ttl_s:
             lose_node(r, r.nodes[node], f"lost: its agent was away for {r.lease_ttl_s:.0f} s")
 

@@ -35,7 +35,7 @@ def plan(snapshot: Snapshot, admit: Admit = admit) -> Plan:
     admission = admit(here, snapshot.withheld)
     for standing in here.standings:
         if standing.job.id in admission.waiting:
-            draft.wait(standing, admission.waiting[standing.job.id])
+            draft.wait(standing, admission.waiting[standing.job.id], _deadline_s(standing.leaving, view))
     _shape_all(admission.claims, here, draft)
     steps = (*sorted(draft.steps, key=_precedence), *_releases(snapshot))
     unplaced = tuple(Unplaced(job, reason) for job, reason in sorted(draft.unplaced.items()))
@@ -58,10 +58,10 @@ class _Draft:
         assignment = Assignment(job.id, job.assignment_revision + 1, slots)
         self.steps.append(Assign(assignment, _cause(standing, slots), deadline_s))
 
-    def wait(self, standing: Standing, reason: Reason) -> None:
+    def wait(self, standing: Standing, reason: Reason, deadline_s: float | None) -> None:
         """The job does not run; if it did, it is parked."""
         self.unplaced[standing.job.id] = reason
-        self.give(standing, (), None)
+        self.give(standing, (), deadline_s)
 
 
 def _precedence(step: Assign) -> tuple[bool, str]:
@@ -106,7 +106,8 @@ def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
 def _give(claim: Claim, shaped: Shape, view: View, draft: _Draft) -> None:
     standing, pool = claim.standing, view.pools[claim.pool]
     if shaped.slots is None:
-        draft.wait(standing, why.not_free_yet(standing.job, pool, claim.floor_width))
+        reason = why.not_free_yet(standing.job, pool, claim.floor_width)
+        draft.wait(standing, reason, _deadline_s(standing.leaving, view))
         return
     draft.give(standing, shaped.slots, _deadline_s(standing.leaving, view))
     if len(shaped.slots) < standing.job.max_width:

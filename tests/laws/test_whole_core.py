@@ -7,6 +7,7 @@ after each step (safety); in the end everything heals, and every feasible job mu
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scheduler.domain import events
 from scheduler.domain.cluster import LeaseKey
 from scheduler.domain.jobs import JobKind, JobState, Role, RoleNeed
+from scheduler.domain.ledger import whole_us
 from scheduler.domain.reasons import Reason
 from scheduler.planning.plan import plan
 from tests.scheduler.world import SERVE, SHAPE, World, devices
@@ -199,13 +201,25 @@ class WholeCore(RuleBasedStateMachine):
                 self.world.twin.owner_lends(f"more-{site}{number}")
         self.world.run(120.0, step_s=1.0)
         self.world.inventory.settle(self._now())
+        self.world.turn()
         self.world.inventory.check()
+        self._recount_borrowed()
         for job in self.world.inventory.jobs.values():
             running = job.state is JobState.RUNNING or not job.state.is_live
             assert running, f"{job} could run: {self.world.loop.unplaced.get(job.id)}"
             assert not job.state.is_live or job.width == job.max_width, f"{job} could be wider"
         snapshot = self.world.inventory.snapshot(self._now())
         assert not plan(snapshot).steps
+
+    def _recount_borrowed(self) -> None:
+        """Law 8 from the store alone: every lease's life, over all crashes, is in the books to the microsecond."""
+        lives, booked = Counter[str](), Counter[str]()
+        for lease in self.world.store.leases.values():
+            end_s = self._now() if lease.ended_s is None else lease.ended_s
+            lives[lease.key.node] += len(lease.devices) * (whole_us(end_s) - whole_us(lease.started_s))
+        for account in self.world.store.accounts.values():
+            booked[account.key.node] += account.borrowed_us
+        assert +lives == +booked
 
     # --- short forms ---------------------------------------------------------------------------------------
 

@@ -185,7 +185,7 @@ def test_agents_that_do_not_come_back_after_a_restart_lose_their_leases_in_time(
     world.crash()
     world.run(15.0)
     assert world.job(job).width == 4, "it has its time to come back"
-    world.run(15.0)
+    world.run(30.0)
     assert world.job(job).width == 3
 
 
