@@ -86,18 +86,22 @@ class Driver:
     """A Ray driver that says what it sees, a line of JSON at a time."""
 
     def __init__(self, head: Head) -> None:
+        self.errors = head.log.with_name("driver.log")
         self.process = subprocess.Popen(
             [sys.executable, "-c", _DRIVER, head.address],
             env=head.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors.open("wb"),
         )
 
     async def says(self) -> dict[str, Any]:
         assert self.process.stdout
-        line = await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), 120)
-        return dict(json.loads(line))
+        while True:
+            line = await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), 120)
+            assert line, self.errors.read_text()
+            if line.startswith(b"{"):  # Ray itself prints here when a worker dies
+                return dict(json.loads(line))
 
     def go_on(self) -> None:
         assert self.process.stdin
