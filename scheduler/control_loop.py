@@ -170,10 +170,14 @@ class ControlLoop:
 
     # --- the turn ----------------------------------------------------------------------------------------------
 
-    def turn(self, now_s: float) -> None:
-        """One whole turn on the caller's thread. Raises what the store raises; nothing left then."""
+    def turn(self, now_s: float, plan: bool = True) -> None:
+        """One whole turn on the caller's thread. Raises what the store raises; nothing left then.
+
+        Without `plan` the news are taken in and passed on, and planned for in a later turn: a replay has all that
+        happens at one instant planned for at once.
+        """
         self.take_in(now_s)
-        if self._should_plan():
+        if plan and self._should_plan():
             self._settle_plan(self._planner(self._snapshot(now_s)), now_s)
         changes = self._take_out()
         try:

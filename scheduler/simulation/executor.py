@@ -101,6 +101,10 @@ class TwinExecutor:
         """Whether the site runs this worker now."""
         return self._sites.runs(job, worker)
 
+    def running_on(self) -> list[LeaseKey]:
+        """The lease of every worker that runs, starts or leaves now."""
+        return self._sites.running_on()
+
     def epoch_of(self, node: str) -> int:
         """The lease that the node's agent knows of, 0 without one."""
         return self._agents.epoch_of(node)

@@ -104,6 +104,10 @@ class SiteTwins:
         """Whether this worker runs or starts now."""
         return job in self._jobs and worker in self._jobs[job].workers
 
+    def running_on(self) -> list[LeaseKey]:
+        """The lease of every worker that runs, starts or leaves now."""
+        return [lease for twin in self._jobs.values() for lease in (*twin.workers.values(), *twin.leaving.values())]
+
     def lose_worker(self, job: str, worker: str) -> None:
         """A worker dies alone."""
         twin = self._jobs[job]
