@@ -178,6 +178,21 @@ class WholeCore(RuleBasedStateMachine):
         self.world.inventory.check()
 
     @invariant()
+    def no_lease_carries_more_than_it_has(self) -> None:
+        """What really runs, not what the scheduler believes."""
+        running = Counter(self.world.twin.running_on())
+        for key, count in running.items():
+            assert count <= len(self.world.store.leases[key].devices), f"{key} carries {count} workers"
+
+    @invariant()
+    def every_expert_is_hosted(self) -> None:
+        for job in self.world.inventory.jobs.values():
+            if job.shape and job.width:
+                hosted = Counter(pair for slot in job.assignment.workers for pair in slot.experts)
+                assert len(hosted) == job.shape.layers * job.shape.experts, f"{job.id} misses experts"
+                assert job.kind is JobKind.SERVE or set(hosted.values()) == {1}, f"{job.id}: an expert with two owners"
+
+    @invariant()
     def nothing_acknowledged_is_lost(self) -> None:
         assert self.acknowledged <= self.world.inventory.jobs.keys()
 
@@ -246,6 +261,6 @@ class WholeCore(RuleBasedStateMachine):
 
 
 WholeCore.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestWholeCore = WholeCore.TestCase
