@@ -161,7 +161,7 @@ class ExpertPlane:
             try:
                 fresh[shard] = Link.open(shard, address, self._secret, CONNECT_TIMEOUT_S)
             except OSError as error:
-                log.warning("shard %s at %s:%d cannot be reached: %s", shard, *address, error)
+                log.info("shard %s at %s:%d cannot be reached: %s", shard, *address, error)
         return fresh
 
     def _reconnect_forever(self) -> None:
