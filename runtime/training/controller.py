@@ -14,24 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from runtime.site.controller import Actors, Assignment, LeaseKey, Reports, WorkerSlot
-from runtime.training.checkpoints import newest_sound
-from runtime.training.decisions import IDLE, Decision, Go, View, Wait, all_items, decide, leftover
+from runtime.training.decisions import Decision, Go, View, Wait, all_items, decide, leftover
 from runtime.training.flight import Flight, Landing
-from runtime.training.generation import (
-    DENSE,
-    Generation,
-    Holding,
-    Item,
-    Source,
-    Switch,
-    form,
-    newest_complete,
-    participants,
-    plan_moves,
-)
+from runtime.training.generation import Generation, Switch, form
 from runtime.training.link import Link
 from runtime.training.progress import Progress
 from runtime.training.pulse import Event
+from runtime.training.switches import call_off, find_origin, graceful_switch, recovery_switch, send
 
 TICK_S = 0.5
 STUCK_S = 30.0
@@ -52,7 +41,7 @@ class TrainController:
         self._generation: Generation | None = None
         self._flight: Flight | None = None
         self._landing: Landing | None = None  # of a switch that has not been reported yet
-        self._reached_revision = 0
+        self._reached: Assignment | None = None
         self._last_number = 0
         self._broken_since_s: float | None = None
         self._progress = Progress(job, reports)
@@ -143,7 +132,7 @@ class TrainController:
             return
         match event["kind"]:
             case "adopted":
-                self._adopt(link, event["status"])
+                await self._adopt(link, event["status"])
             case "lost":
                 await self._lost(worker, event["reason"])
             case "ready":
@@ -167,7 +156,7 @@ class TrainController:
         if self._flight is not None:
             self._flight.hear(worker, event)
 
-    def _adopt(self, link: Link, status: Any) -> None:
+    async def _adopt(self, link: Link, status: Any) -> None:
         """A worker was started, or found running as an earlier controller left it."""
         order, generation = status.order, status.generation
         self._last_number = max(self._last_number, order.number if order else 0, generation.number if generation else 0)
@@ -180,6 +169,9 @@ class TrainController:
                 self._ensure_link(member.slot)
         if order.number > generation.number and self._flight is None:
             self._flight = Flight(order, is_sent=False)  # a switch that an earlier controller began
+        if order.number == generation.number:  # those whom it left behind, and who may still be there
+            for leaver in set(order.participants) - set(generation.workers) - self._links.keys():
+                await self._actors.stop(leaver)
 
     async def _lost(self, worker: str, reason: str) -> None:
         link = self._links[worker]
@@ -189,7 +181,7 @@ class TrainController:
         self._reports.worker(self._job, link.slot, "lost", reason)
         await link.dismiss()  # if it only seems dead, it must not come back
         if self._generation is not None and worker in self._generation.workers:
-            await self._cancel(self._generation.number, self._generation.workers)
+            await call_off(self._generation.number, self._generation.workers, self._links)
 
     # --- what to do ---------------------------------------------------------------------------------------------
 
@@ -231,64 +223,26 @@ class TrainController:
             log.info("job %s: switch %d not begun: %s", self._job, number, error)
             return
         self._flight = Flight(switch)
-        await self._send(switch)
-
-    async def _send(self, switch: Switch) -> None:
-        calls = [_answered(self._links[worker].handle.order, switch) for worker in switch.participants]
-        await asyncio.gather(*calls, return_exceptions=True)
+        await send(switch, self._links)
 
     async def _graceful(self, go: Go, generation: Generation) -> Switch:
-        """From a generation that trains: live state, from its owners."""
         assert self._generation is not None
-        holders: dict[Item, tuple[str, ...]] = {DENSE: self._generation.workers}
-        holders |= {key: (m.worker,) for m in self._generation.members for key in m.slot.experts}
-        moves = plan_moves(generation, holders)
-        return Switch(
-            generation=generation,
-            participants=participants(generation, moves, self._generation.workers),
-            store=await self._open_store(generation),
-            source=Source("live", generation=self._generation.number),
-            moves=moves,
-            then=go.then,
-            cause=self._target.cause if self._target else "",
-        )
+        return await graceful_switch(go, generation, self._generation, self._links, self._target_cause())
 
     async def _recovery(self, go: Go, generation: Generation) -> Switch:
-        """From what idle workers hold in memory, else from the newest sound checkpoint, else from the beginning."""
         view = self._view()
-        found = newest_complete(await self._holdings(), (DENSE, *view.experts))
-        source, moves = (found[0], plan_moves(generation, found[1])) if found else (await self._from_disk(), ())
+        origin = await find_origin(self._links, view.experts, self._folder / "checkpoints")
+        if origin.problems:
+            self._reports.log(self._job, "", list(origin.problems))
         is_loss = self._generation is not None and any(view.phase(w) == "lost" for w in self._generation.workers)
-        cause = "loss" if is_loss or self._progress.is_beyond(source.step) else self._target_cause()
-        self._progress.back_to(source.step, cause)
-        return Switch(
-            generation=generation,
-            participants=participants(generation, moves, ()),
-            store=await self._open_store(generation),
-            source=source,
-            moves=moves,
-            then=go.then,
-            cause=cause,
-        )
+        step = origin.source.step
+        cause = "loss" if is_loss or self._progress.is_beyond(step) else self._target_cause()
+        switch = await recovery_switch(go, generation, origin, self._links, cause)
+        self._progress.back_to(step, cause)
+        return switch
 
     def _target_cause(self) -> str:
         return self._target.cause if self._target else ""
-
-    async def _open_store(self, generation: Generation) -> tuple[str, int]:
-        return await self._links[generation.workers[0]].handle.open_store.remote()
-
-    async def _holdings(self) -> dict[str, tuple[Holding, ...]]:
-        idle = [link for link in self._links.values() if link.phase in IDLE]
-        statuses = await asyncio.gather(*(link.status() for link in idle))
-        return {link.slot.worker: status.holdings for link, status in zip(idle, statuses, strict=True)}
-
-    async def _from_disk(self) -> Source:
-        found, problems = await asyncio.to_thread(newest_sound, self._folder / "checkpoints")
-        if problems:
-            self._reports.log(self._job, "", problems)
-        if found is None:
-            return Source("fresh")
-        return Source("checkpoint", step=found.step, path=str(found.path))
 
     async def _resend(self, flight: Flight) -> bool:
         """An earlier controller may not have reached everyone. The order is idempotent; who is through says so."""
@@ -311,14 +265,14 @@ class TrainController:
             return await self._resend(flight)
         if flight.is_complete:
             self._flight, self._generation = None, flight.switch.generation
-            self._landing = flight.landing()
+            self._landing = flight.landing().after(self._landing)
             self._progress.new_generation()
             return True
         if not flight.is_broken:
             return False
         if not flight.is_cancelled:
             flight.is_cancelled = True
-            await self._cancel(flight.switch.number, flight.switch.participants)
+            await call_off(flight.switch.number, flight.switch.participants, self._links)
         busy = [w for w in flight.switch.participants if self._view().phase(w) == "training"]
         if busy and not flight.is_overdue:
             return False
@@ -327,12 +281,6 @@ class TrainController:
         self._flight = None
         self._generation = flight.generation_after(self._generation)
         return True
-
-    async def _cancel(self, number: int, workers: tuple[str, ...]) -> None:
-        """Have them leave that generation, or the switch to it, if they have not noticed by themselves."""
-        alive = [w for w in workers if self._view().phase(w) not in ("lost", "starting")]
-        calls = [_answered(self._links[worker].handle.cancel, number) for worker in alive]
-        await asyncio.gather(*calls, return_exceptions=True)
 
     async def _kill_stuck(self) -> None:
         """Members of a broken generation notice within a step; one that does not is killed."""
@@ -358,6 +306,8 @@ class TrainController:
             self._generation = None
         if isinstance(decision, Wait) and decision.is_reached:
             self._say_reached(self._target)
+        elif self._landing is not None and self._landing.cause == "loss" and self._reached is not None:
+            self._say_reached(self._reached)  # the survivors train; what the target asks for beyond is yet to come
 
     def _present(self) -> Generation | None:
         """The generation, unless the job is parked without any workers to have."""
@@ -378,9 +328,9 @@ class TrainController:
 
     def _say_reached(self, target: Assignment) -> None:
         landing, self._landing = self._landing, None
-        if landing is None and self._reached_revision >= target.revision:
+        if landing is None and self._reached is not None and self._reached.revision >= target.revision:
             return
-        self._reached_revision = target.revision
+        self._reached = target
         landing = landing or Landing(cause=target.cause)
         self._reports.reached(target, landing.stall_s, landing.bytes_moved, landing.at_step, landing.cause)
 
@@ -392,7 +342,3 @@ class TrainController:
         for worker in list(self._links):
             await self._let_go(worker)
         self._reports.ended(self._job, outcome, message, output)
-
-
-async def _answered(method: Any, argument: Any) -> Any:
-    return await method.remote(argument)

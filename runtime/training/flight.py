@@ -22,6 +22,13 @@ class Landing:
     at_step: int = 0
     cause: str = ""
 
+    def after(self, earlier: Landing | None) -> Landing:
+        """Both together, if the earlier one has not been reported yet."""
+        if earlier is None:
+            return self
+        stall_s, moved = self.stall_s + earlier.stall_s, self.bytes_moved + earlier.bytes_moved
+        return Landing(stall_s, moved, self.at_step, self.cause)
+
 
 @dataclass
 class Flight:

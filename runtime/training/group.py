@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -164,4 +165,5 @@ def _process_group(
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).split("\n")[0][:300]
+    line = str(error).split("\n")[0]
+    return re.sub(r"^\[/[^]]*\] *|\. This is typically.*$", "", line)[:300]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.site.controller import Actors, WorkerSlot
+from runtime.training import pulse
 from runtime.training.actor import Status, TrainWorkerActor
 from runtime.training.decisions import LinkPhase
 from runtime.training.pulse import Event, listen
@@ -61,7 +62,10 @@ class Link:
                     return
                 status = await self.status()
             self._post({"kind": "adopted", "status": status})
-            async for event in listen(*status.pulse, after=status.events):
+            async for event in listen(*status.pulse, after=status.events, patience_s=self._patience_s):
                 self._post(event)
         except Exception as error:  # an actor system has many words for "gone"
             self._post({"kind": "lost", "reason": str(error) or type(error).__name__})
+
+    def _patience_s(self) -> float:
+        return pulse.PREPARING_SILENT_S if self.phase == "starting" else pulse.SILENT_S

@@ -13,12 +13,14 @@ import secrets
 import socket
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 BEAT_S = 0.5
 SILENT_S = 10.0
 """A worker that says nothing for so long is taken for dead. Long enough for a machine that is short of cores."""
+PREPARING_SILENT_S = 60.0
+"""The same while it loads code and builds its model: nobody waits for it, and imports can hold Python's lock."""
 REMEMBERED = 10_000
 """Events kept for a listener that comes (back) late."""
 
@@ -83,19 +85,24 @@ class Pulse:
             connection.sendall("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-async def listen(address: str, port: int, secret: str, after: int = 0) -> AsyncIterator[Event]:
-    """A worker's events from number `after` + 1 on. Raises ConnectionError when the worker is gone or silent."""
+async def listen(
+    address: str, port: int, secret: str, after: int = 0, patience_s: Callable[[], float] = lambda: SILENT_S
+) -> AsyncIterator[Event]:
+    """A worker's events from number `after` + 1 on.
+
+    Raises ConnectionError when the worker is gone, or silent for longer than `patience_s()`.
+    """
     reader, writer = await asyncio.open_connection(address, port, limit=1 << 20)
     try:
         writer.write(json.dumps({"secret": secret, "after": after}).encode() + b"\n")
         while True:
-            line = await asyncio.wait_for(reader.readline(), SILENT_S)
+            line = await asyncio.wait_for(reader.readline(), patience_s())
             if not line:
                 raise ConnectionError("the worker's process ended")
             event = json.loads(line)
             if event:
                 yield event
     except TimeoutError:
-        raise ConnectionError(f"the worker said nothing for {SILENT_S:.0f} s") from None
+        raise ConnectionError(f"the worker said nothing for {patience_s():.0f} s") from None
     finally:
         writer.close()

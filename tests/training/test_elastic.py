@@ -40,7 +40,7 @@ class Stage:
     async def _warm(self, slot: WorkerSlot) -> None:
         arguments = (slot, self.spec.model_dump_json(), str(self.folder))
         handle = await self.actors.start(slot, TrainWorkerActor, *arguments)
-        async for event in listen(*(await handle.status.remote()).pulse):
+        async for event in listen(*(await handle.status.remote()).pulse, patience_s=lambda: 100.0):
             if event["kind"] == "ready":
                 return
 

@@ -1,0 +1,100 @@
+"""Making switches and delivering them: where state comes from, who sends what, and the rendezvous."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.site.controller import ExpertId
+from runtime.training.checkpoints import newest_sound
+from runtime.training.decisions import IDLE, Go
+from runtime.training.generation import (
+    DENSE,
+    Generation,
+    Item,
+    Source,
+    Switch,
+    newest_complete,
+    participants,
+    plan_moves,
+)
+from runtime.training.link import Link
+
+Links = Mapping[str, Link]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a generation that nobody hands over to can start from; `holders` is empty if that is not in memory."""
+
+    source: Source
+    holders: Mapping[Item, tuple[str, ...]]
+    problems: tuple[str, ...] = ()
+
+
+async def graceful_switch(go: Go, generation: Generation, present: Generation, links: Links, cause: str) -> Switch:
+    """From a generation that trains: live state, from its owners, with all of its members present."""
+    holders: dict[Item, tuple[str, ...]] = {DENSE: present.workers}
+    holders |= {key: (m.worker,) for m in present.members for key in m.slot.experts}
+    moves = plan_moves(generation, holders)
+    return Switch(
+        generation=generation,
+        participants=participants(generation, moves, present.workers),
+        store=await _open_store(generation, links),
+        source=Source("live", generation=present.number),
+        moves=moves,
+        then=go.then,
+        cause=cause,
+    )
+
+
+async def find_origin(links: Links, experts: Iterable[ExpertId], checkpoints: Path) -> Origin:
+    """The newest state that idle workers hold in memory, else on disk, else the beginning."""
+    idle = [link for link in links.values() if link.phase in IDLE]
+    statuses = await asyncio.gather(*(link.status() for link in idle))
+    holdings = {link.slot.worker: status.holdings for link, status in zip(idle, statuses, strict=True)}
+    in_memory = newest_complete(holdings, (DENSE, *experts))
+    if in_memory is not None:
+        return Origin(*in_memory)
+    on_disk, problems = await asyncio.to_thread(newest_sound, checkpoints)
+    if on_disk is None:
+        return Origin(Source("fresh"), {}, tuple(problems))
+    return Origin(Source("checkpoint", step=on_disk.step, path=str(on_disk.path)), {}, tuple(problems))
+
+
+async def recovery_switch(go: Go, generation: Generation, origin: Origin, links: Links, cause: str) -> Switch:
+    """A start, a return from parking, or the way back after a loss."""
+    moves = plan_moves(generation, origin.holders) if origin.holders else ()
+    return Switch(
+        generation=generation,
+        participants=participants(generation, moves, ()),
+        store=await _open_store(generation, links),
+        source=origin.source,
+        moves=moves,
+        then=go.then,
+        cause=cause,
+    )
+
+
+async def send(switch: Switch, links: Links) -> None:
+    """Order it to every participant. One that cannot be reached is lost, as its link will say."""
+    calls = [_call(links[worker].handle.order, switch) for worker in switch.participants]
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def call_off(number: int, workers: Iterable[str], links: Links) -> None:
+    """Have them leave that generation, or the switch to it, if they have not noticed by themselves."""
+    reachable = [links[w] for w in workers if w in links and links[w].phase not in ("lost", "starting")]
+    calls = [_call(link.handle.cancel, number) for link in reachable]
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def _open_store(generation: Generation, links: Links) -> tuple[str, int]:
+    return await links[generation.workers[0]].handle.open_store.remote()
+
+
+async def _call(method: Any, argument: Any) -> Any:
+    return await method.remote(argument)
