@@ -37,10 +37,12 @@ class Tally:
     stalled_up_s: float = 0.0
     stalled_down_s: float = 0.0
     warming_s: float = 0.0
+    undone_up_s: float = 0.0  # useful node-seconds that stalls kept it from
+    undone_down_s: float = 0.0
+    stood_still_s: float = 0.0  # wall time of stalls
     stalls_up: int = 0
     stalls_down: int = 0
-    stood_still_s: float = 0.0  # wall time of stalls
-    rescales: int = 0
+    rescales: int = 0  # changes of its warm nodes
 
     @property
     def lost_s(self) -> float:
@@ -100,9 +102,17 @@ class JobClock:
         tally.stood_still_s += stalled_s
         if self.stall_is_up:
             tally.stalled_up_s += stalled_s * width
+            tally.undone_up_s += stalled_s * self.rate
         else:
             tally.stalled_down_s += stalled_s * width
+            tally.undone_down_s += stalled_s * self.rate
         self.now_s = now_s
+        self._past = _Past(frozenset(self.joined), frozenset(self.warm_s), self.stalled_until_s, self.stall_is_up)
+
+    def finish(self, at_s: float) -> None:
+        """Count up to the end; the last instant is over too."""
+        self.advance_to(at_s)
+        self._note_changes()
         self._past = _Past(frozenset(self.joined), frozenset(self.warm_s), self.stalled_until_s, self.stall_is_up)
 
     def _note_changes(self) -> None:

@@ -66,16 +66,15 @@ def _claim(standing: Standing, pool: Pool, width: int) -> Claim:
     return Claim(standing, pool.key, floors, width, width)
 
 
-def bftrainer(jobs: Mapping[str, MixJob], horizon_s: float, costs: Mapping[str, tuple[float, float]]) -> CountPolicy:
-    """The published objective. `costs` are the (up, down) stalls that it reckons with, by job."""
+def bftrainer(jobs: Mapping[str, MixJob], horizon_s: float) -> CountPolicy:
+    """The published objective, `horizon_s` being its T_fwd. `jobs` by their ids, with the costs to reckon with."""
     curves = {job_id: job.relative_rates() * job.one_node_rate for job_id, job in jobs.items()}
 
     def worth(job: Job, current: int) -> np.typing.NDArray[np.float64]:
-        rates = curves[job.id]
-        up_s, down_s = costs[job.id]
+        rates, costs = curves[job.id], jobs[job.id]
         values = horizon_s * rates
-        values[current + 1 :] -= up_s * rates[current]
-        values[:current] -= down_s * rates[current]
+        values[current + 1 :] -= costs.rescale_up_s * rates[current]
+        values[:current] -= costs.rescale_down_s * rates[current]
         values[1 : job.min_width] = -np.inf
         return values
 

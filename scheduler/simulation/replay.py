@@ -38,7 +38,7 @@ class Setting:
     parallel: int = 10
     endless: bool = False
     grace_s: float = 0.0
-    physics: Physics = Physics()
+    physics: Physics = field(default_factory=Physics)
     curves_known: bool = True
     site_of: Callable[[str], str] = lambda node: "trace"
 
@@ -63,7 +63,7 @@ class Replay:
     start_s: float
     end_s: float
     jobs: tuple[JobRecord, ...]
-    never_admitted: tuple[MixJob, ...]
+    never_admitted: tuple[tuple[float, MixJob], ...]  # with the time of their arrival
     planner_s: tuple[float, ...]  # wall time of each call of the planner
     wall_s: float
     instants: int
@@ -116,7 +116,7 @@ class Replayer:
             self._progress(at_s)
         end_s = max(self._trace.end_s, self._start_s)
         for record in self._records:
-            record.clock.advance_to(min(end_s, record.ended_s if record.ended_s is not None else end_s))
+            record.clock.finish(end_s if record.ended_s is None else record.ended_s)
             if record.model:
                 record.model.advance_to(end_s)
         return Replay(
@@ -124,7 +124,7 @@ class Replayer:
             start_s=self._start_s,
             end_s=end_s,
             jobs=tuple(self._records),
-            never_admitted=tuple(job for _, job in self._queue),
+            never_admitted=tuple(self._queue),
             planner_s=tuple(self._planner_s),
             wall_s=time.perf_counter() - began_s,
             instants=count,
