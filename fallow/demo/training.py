@@ -90,6 +90,9 @@ def _graceful(run: _Run, spec: JobSpec, node: str) -> HandBack:
 
 def _abrupt(run: _Run, spec: JobSpec, node: str) -> None:
     run.calm()
+    assert spec.train is not None
+    every = spec.train.snapshot_every
+    run.until("the middle between two snapshots", lambda j: every // 3 <= j.step % every <= every // 2)
     lost_before = run.last.steps_lost
     run.cluster.kill_node(node)
     run.narrator.say(f"{node} is cut off: SIGKILL of all its processes")
