@@ -104,6 +104,11 @@ class Replayer:
         self._inventory = Inventory()
         self._loop = ControlLoop(self._inventory, self._store, self._executor, self._clock, self._plan)
 
+    @property
+    def inventory(self) -> Inventory:
+        """The scheduler's state, for checks."""
+        return self._inventory
+
     def run(self) -> Replay:
         """Play the trace to its end."""
         began_s, count = time.perf_counter(), 0
