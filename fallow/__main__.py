@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-PROCESSES = {"scheduler": ("scheduler",), "site": ("runtime", "site"), "agent": ("agents",)}
+PROCESSES = {
+    "scheduler": ("scheduler",),
+    "site": ("runtime", "site"),
+    "agent": ("agents",),
+    "simulate": ("scheduler.simulation",),
+}
 """Subcommands that become a process of their own: the module, and its first arguments."""
 
 

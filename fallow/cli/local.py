@@ -25,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("scheduler", context_settings=_PASS_ON)(scheduler)
     app.command("site", context_settings=_PASS_ON)(site)
     app.command("agent", context_settings=_PASS_ON)(agent)
+    app.command("simulate", context_settings=_PASS_ON)(simulate)
 
 
 def up(
@@ -97,6 +98,11 @@ def site() -> None:
 def agent() -> None:
     """Lend this machine: run its node agent (see `fallow agent --help`)."""
     _become("agents")
+
+
+def simulate() -> None:
+    """Replay a trace of idle machines through the scheduler (see `fallow simulate --help`)."""
+    _become("scheduler.simulation")
 
 
 def _become(*module_and_arguments: str) -> None:
