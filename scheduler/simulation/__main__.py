@@ -50,10 +50,7 @@ def _read(options: Options, console: Console) -> tuple[Trace, tuple[MixJob, ...]
     trace = read_trace(options.trace).between(options.from_s, options.to_s or float("inf"))
     if not trace.intervals:
         raise BadTrace(options.trace.name, None, "no node is idle in this part of it: choose other --from-s, --to-s")
-    if options.jobs is None:
-        mix, left_out = default_mix(options.parallel), (("jobs of the built-in mix, as no --jobs was given", 10),)
-    else:
-        mix, left_out = read_job_mix(options.jobs)
+    mix, left_out = read_job_mix(options.jobs) if options.jobs else (default_mix(options.parallel), ())
     for what, count in (*trace.left_out, *left_out):
         console.print(f"note: {count} {what}", style="yellow", highlight=False, soft_wrap=True)
     if trace.nodes > FEW_NODES:
