@@ -1,13 +1,15 @@
 """`Actors` on Ray: detached actors, found again by name, each on the exact node of its lease.
 
-Ray makes a new process for an actor that brings an environment of its own (0.45 s more on two cores), so only
-workers on accelerators bring one; the rest inherit the raylet's, which the node's agent made.
+Ray keeps a process ready for every device of a node, but not for an actor that brings an environment of its own: that
+one waits for a new process. So an actor's devices are made visible by itself, before anything in it looks for them,
+and everything else is inherited from the raylet, whose environment the node's agent made.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -30,8 +32,8 @@ class RayActors:
     async def start(self, slot: WorkerSlot, actor_class: type, *args: object, **kwargs: object) -> Any:
         """See `Actors.start`. Raises what the actor's constructor raised, as Ray wraps it."""
         node = self._ray_node(slot.lease)
-        options = {"num_cpus": 1, **_device_options(slot.devices)}
-        return await self._find_or_create(slot.worker, node, options, actor_class, args, kwargs)
+        on_devices = seeing(slot.devices, actor_class)
+        return await self._find_or_create(slot.worker, node, {"num_cpus": 1}, on_devices, args, kwargs)
 
     async def start_on_head(self, name: str, actor_class: type, *args: object, **kwargs: object) -> Any:
         """See `Actors.start_on_head`."""
@@ -67,13 +69,21 @@ async def _to_the_end(creation: Coroutine[Any, Any, Any]) -> Any:
         raise
 
 
-def _device_options(devices: tuple[str, ...]) -> dict[str, Any]:
-    """Makes exactly the slot's accelerators visible, and has Ray leave that as it is (it would blank the list)."""
+def seeing(devices: tuple[str, ...], actor_class: type) -> type:
+    """The class, whose objects make exactly these accelerators visible to their process before anything else.
+
+    Too late only for a process that has used CUDA already, which no process does that waits for an actor.
+    """
     numbers = [device.partition(":")[2] for device in devices if device.startswith("nvidia:")]
     if not numbers:
-        return {}
-    settings = {"CUDA_VISIBLE_DEVICES": ",".join(numbers), "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
-    return {"runtime_env": {"env_vars": settings}}
+        return actor_class
+    settings = {"CUDA_VISIBLE_DEVICES": ",".join(numbers)}
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        os.environ.update(settings)
+        actor_class.__init__(self, *args, **kwargs)  # type: ignore[misc]  # self is one of them
+
+    return type(actor_class.__name__, (actor_class,), {"__init__": __init__})
 
 
 def _find(name: str) -> Any | None:

@@ -99,7 +99,13 @@ def start_raylet(hello: site_pb2.SiteHello, lease: LeaseKey, devices: int = 1) -
 
 
 def task_assignment(
-    job: str, revision: int, output: Path, slots: dict[str, LeaseKey], cause: str = "start", **task: Any
+    job: str,
+    revision: int,
+    output: Path,
+    slots: dict[str, LeaseKey],
+    cause: str = "start",
+    device: str = "cpu:0",
+    **task: Any,
 ) -> site_pb2.SiteCommand:
     """An assignment of a task job with one runner for each entry of `slots`."""
     width = {"min": 1, "max": 4}
@@ -108,6 +114,6 @@ def task_assignment(
     for worker, lease in slots.items():
         reference = common_pb2.LeaseRef(node=lease.node, epoch=lease.epoch)
         message.workers.append(
-            common_pb2.WorkerSlot(worker=worker, role="runner", lease=reference, devices=["cpu:0"], address="127.0.0.1")
+            common_pb2.WorkerSlot(worker=worker, role="runner", lease=reference, devices=[device], address="127.0.0.1")
         )
     return site_pb2.SiteCommand(assign=message)

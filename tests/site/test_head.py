@@ -64,7 +64,7 @@ async def test_a_wrong_token_ends_the_site_with_status_4(tmp_path: Path) -> None
     site = RealSite(tmp_path, scheduler, token="fallow-site-wrong")
     process = site.start()
     status = await asyncio.to_thread(process.wait, 120)
-    assert status == 4
+    assert status == 4, site.log.read_text()
     assert "no such token: create one with `fallow token create`" in site.log.read_text()
     assert not (tmp_path / "head.json").exists()
     await scheduler.stop()
@@ -98,6 +98,24 @@ def test_a_temporary_folder_with_a_long_path_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 60)
     with pytest.raises(HeadFailed, match="set TMPDIR to a short one"):
         RayHead(tmp_path, "127.0.0.1").start()
+
+
+def test_a_head_that_ends_at_once_is_tried_again_on_another_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ports: list[int] = []
+
+    def spawn(self: RayHead, port: int, token: str, temp_dir: str) -> subprocess.Popen[bytes]:
+        ports.append(port)
+        (tmp_path / "head.log").write_text("address already in use")
+        return subprocess.Popen(["false"], start_new_session=True)
+
+    monkeypatch.setattr(RayHead, "_spawn", spawn)
+    with pytest.raises(HeadFailed, match="address already in use"):
+        RayHead(tmp_path, "127.0.0.1").start()
+    assert len(ports) == 3
+    assert caplog.text.count("trying again on another port") == 2
+    assert not (tmp_path / "head.json").exists()
 
 
 def test_a_spoiled_head_file_is_said(tmp_path: Path) -> None:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
+import cloudpickle
 import pytest
 
-from runtime.site.ray_actors import _device_options, _to_the_end
+from runtime.site.ray_actors import _to_the_end, seeing
 
 
-def test_a_worker_sees_its_accelerators_and_ray_does_not_change_that() -> None:
-    variables = _device_options(("nvidia:2", "nvidia:5"))["runtime_env"]["env_vars"]
-    assert variables["CUDA_VISIBLE_DEVICES"] == "2,5"
-    assert variables["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] == "1"
+class Worker:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.saw = os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def test_a_worker_on_cores_needs_no_process_of_its_own() -> None:
-    assert _device_options(("cpu:0",)) == {}
+def test_a_worker_sees_its_accelerators_before_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5")
+    made = seeing(("nvidia:2", "nvidia:5"), Worker)("w0")
+    assert (made.name, made.saw) == ("w0", "2,5")
+    copy = cloudpickle.loads(cloudpickle.dumps(seeing(("nvidia:3",), Worker)))
+    assert copy("w1").saw == "3", "it travels to its node"
+
+
+def test_a_worker_on_cores_is_as_it_was() -> None:
+    assert seeing(("cpu:0",), Worker) is Worker
 
 
 async def test_a_creation_that_began_is_over_before_its_cancellation_is() -> None:

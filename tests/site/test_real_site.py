@@ -105,6 +105,14 @@ async def test_workers_run_on_exactly_the_nodes_they_were_given(world: World, tm
     assert states == ["starting", "running", "left"]
 
 
+async def test_a_worker_sees_the_accelerator_that_it_was_given(world: World, tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
+    slots = {"sees-0": world.stay}
+    world.scheduler.say(task_assignment("sees", 1, tmp_path / "out", slots, device="nvidia:3", command=command))
+    assert (await world.ended("sees")).outcome == "done"
+    assert (tmp_path / "out" / "logs" / "0.out").read_text() == "3\n"
+
+
 async def test_a_node_lost_without_a_word_is_told_and_its_item_runs_elsewhere(world: World, tmp_path: Path) -> None:
     output, began = tmp_path / "out", tmp_path / "began"
     raylet = await world.lend("short")
