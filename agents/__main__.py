@@ -141,8 +141,9 @@ def build(options: argparse.Namespace) -> tuple[Agent, int]:
     address = options.address or own_address(options.scheduler)
     node = Node(options.node, options.site, address, _version(), probe, devices, failures)
     peer = Peer(options.scheduler, options.token_file, options.tls_ca, options.tls_cert, options.tls_key)
+    in_batch_job = "pilot" in (options.source or ())
     raylets = RayletOptions(
-        options.node, path, options.address, options.ray, options.object_store_bytes, options.affinity
+        options.node, path, options.address, options.ray, options.object_store_bytes, options.affinity, in_batch_job
     )
     lock = _lock(path)
     return Agent(node, sources, peer, raylets, options.grace_s, options.look_s), lock

@@ -167,9 +167,11 @@ class Agent:
             self._report(beat=True)
 
     def _terminated(self) -> None:
-        grace_s = 0.0 if self._leaving else self.grace_s
+        """A second signal means: at once. Not so in a batch job, where the first one comes several times."""
+        grace_s = 0.0 if self._leaving and not self.options.shielded else self.grace_s
+        if not self._leaving or grace_s < self.grace_s:
+            log.info("told to stop: the node is given back within %g s", grace_s)
         self._leaving = True
-        log.info("told to stop: the node is given back within %g s", grace_s)
         self._happen(Reclaimed(grace_s, "the agent was told to stop"))
 
     # --- what happens ----------------------------------------------------------------------------------------------

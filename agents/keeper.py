@@ -10,6 +10,10 @@ Lines in (times are seconds of CLOCK_MONOTONIC, which all processes of a machine
 Lines out:
     exited CODE            the raylet ended by itself
     gone KILLED            nothing is left; so many processes had to be killed with SIGKILL
+
+A shielded keeper starts the raylet with SIGTERM blocked, which all that comes of it inherits, and says SIGHUP where
+others say SIGTERM: a batch system sends its SIGTERM to every process of a job step, and at that moment the work has
+still to be moved away.
 """
 
 from __future__ import annotations
@@ -29,8 +33,8 @@ _LAST_WORDS_S = 1.0
 class Keeper:
     """Keeps one raylet. Invariant: once `ending`, it runs until two looks in a row find no process of the lease."""
 
-    def __init__(self, mark: bytes, folder: str, log: str) -> None:
-        self.mark, self.folder, self.log = mark, folder, log
+    def __init__(self, mark: bytes, folder: str, log: str, shielded: bool) -> None:
+        self.mark, self.folder, self.log, self.shielded = mark, folder, log, shielded
         self.me = os.getpid()
         self.since, self.since_s = process_tree.started(self.me), os.stat(folder).st_ctime
         self.root = 0
@@ -47,7 +51,7 @@ class Keeper:
         if self.root:
             return
         try:
-            _become(command, cores, self.log)
+            _become(command, cores, self.log, self.shielded)
         finally:
             os._exit(127)
 
@@ -73,7 +77,7 @@ class Keeper:
                 process_tree.send(process, signal.SIGKILL)
         elif not self.ending:
             for process in left:
-                process_tree.send(process, signal.SIGTERM)
+                process_tree.send(process, signal.SIGHUP if self.shielded else signal.SIGTERM)
         self.ending = True
         return not left
 
@@ -153,9 +157,11 @@ def _remove(folder: str) -> None:
         return
 
 
-def _become(command: list[str], cores: set[int], log: str) -> None:
+def _become(command: list[str], cores: set[int], log: str, shielded: bool) -> None:
     os.setsid()
     process_tree.die_with_parent()
+    if shielded:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     if cores:
@@ -168,8 +174,11 @@ def _become(command: list[str], cores: set[int], log: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Keep the raylet that `arguments` describe: FOLDER LOG CORES COMMAND... (CORES: "0,1", or "-" for all)."""
-    folder, log, cores, *command = arguments
+    """Keep the raylet that `arguments` describe: FOLDER LOG CORES SHIELD COMMAND...
+
+    CORES: "0,1", or "-" for all. SHIELD: "shielded", or "-".
+    """
+    folder, log, cores, shield, *command = arguments
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)  # only the agent, its end or the deadline may end a keeper
     process_tree.adopt_orphans()
@@ -178,7 +187,7 @@ def main(arguments: list[str]) -> None:
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     mark = f"{process_tree.MARK}={os.environ[process_tree.MARK]}".encode()
-    keeper = Keeper(mark, folder, log)
+    keeper = Keeper(mark, folder, log, shield == "shielded")
     keeper.start(command, set() if cores == "-" else {int(core) for core in cores.split(",")})
     keeper.run(wake)
     keeper.leave()

@@ -46,6 +46,7 @@ class RayletOptions:
     ray: str = ""
     object_store_bytes: int = 80_000_000
     cores: frozenset[int] = frozenset()  # pin to these; empty: to none
+    shielded: bool = False  # from the SIGTERM that a batch system sends to every process of a job
     start_limit_s: float = 120.0
 
 
@@ -147,11 +148,12 @@ class KeptRaylet:
     def start(self, command: list[str], environment: Mapping[str, str]) -> None:
         """Start both. Raises CannotStart."""
         cores = ",".join(str(core) for core in sorted(self.options.cores)) or "-"
+        shield = "shielded" if self.options.shielded else "-"
         try:
             self.temp.mkdir(mode=0o700)
             with self.log.open("wb") as output:
                 self._process = subprocess.Popen(
-                    [*_keeper_command(), str(self.temp), str(self.log), cores, *command],
+                    [*_keeper_command(), str(self.temp), str(self.log), cores, shield, *command],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=output,
