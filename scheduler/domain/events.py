@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Device, LeaseKey
-from scheduler.domain.jobs import JobKind, ModelShape, RescaleCosts, RoleNeed
+from scheduler.domain.jobs import JobKind, KindCurve, ModelShape, RescaleCosts, RoleNeed
 from scheduler.domain.reasons import Reason
 
 
@@ -219,6 +219,10 @@ class JobSubmitted(Event):
     copies: int
     curve: tuple[tuple[int, float], ...] = ()  # width -> samples per second, where they were measured before
     costs: RescaleCosts = field(default_factory=RescaleCosts)
+    priority: int = 0
+    deadline_s: float | None = None
+    budget_device_s: float | None = None
+    kind_curves: tuple[KindCurve, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,6 +135,23 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """A measured width. `count` measurements went into `rate` (samples per second)."""
+
+    width: int
+    rate: float
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class KindCurve:
+    """What was measured on one kind of device. Invariant: points are sorted by width, none is there twice."""
+
+    kind: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A submitted job.
 
@@ -168,6 +185,12 @@ class Job:
     steps_lost: int = 0
     losses_by_reclaim: int = 0  # never counted against the job's own retries
     site: str = ""  # where its workers are or last were; empty before its first assignment
+    priority: int = 0  # each step doubles what its work counts
+    deadline_s: float | None = None  # its user wants it done by then
+    budget_device_s: float | None = None  # device-seconds that it may use in all
+    kind_curves: tuple[KindCurve, ...] = ()  # what was measured, by kind of device, sorted
+    turned_s: float = 0.0  # when it last got its first, or lost its last worker; else when it was submitted
+    stalled_until_s: float = 0.0  # until when its newest rescale should have it stand still, by its costs
 
     @property
     def min_width(self) -> int:

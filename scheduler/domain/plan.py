@@ -19,6 +19,23 @@ class Withheld:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a site's past says of what is to come."""
+
+    site: str
+    horizon_s: float  # how long a decision taken now is likely to stand
+    hazard_per_s: tuple[float, ...] = ()  # of a lease's end, for each range of ages (see `planning.forecast`)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Device-seconds of late, the older the less they count."""
+
+    user: str
+    device_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that a plan may depend on. `version` grows with every change of the inventory."""
 
@@ -30,6 +47,9 @@ class Snapshot:
     workers: tuple[Worker, ...] = ()  # live ones, sorted by id; those of them that are leaving still hold their devices
     suspect: tuple[LeaseKey, ...] = ()  # sorted; their agents' streams broke: nothing new is placed there
     withheld: tuple[Withheld, ...] = ()  # sorted by job
+    outlooks: tuple[Outlook, ...] = ()  # sorted by site; none for a site of which nothing is known
+    usages: tuple[Usage, ...] = ()  # sorted by user
+    spent: tuple[tuple[str, float], ...] = ()  # (job, device-seconds), of jobs with a budget, sorted
 
 
 @dataclass(frozen=True, slots=True)
