@@ -8,10 +8,10 @@ two sides can be compared.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,12 +46,34 @@ class Use(StrEnum):
 
 
 @dataclass(slots=True)
+class _Line:
+    """An account that is written to: a busy machine changes thousands a minute."""
+
+    key: AccountKey
+    of_use: dict[str, int] = field(default_factory=lambda: {"useful": 0, "rescale": 0, "idle": 0, "lost": 0})
+    borrowed_us: int = 0
+    energy_mj: int = 0
+
+    @classmethod
+    def of(cls, account: Account) -> _Line:
+        """As it was saved."""
+        uses = (("useful", account.useful_us), ("rescale", account.rescale_us), ("idle", account.idle_us))
+        return cls(account.key, {**dict(uses), "lost": account.lost_us}, account.borrowed_us, account.energy_mj)
+
+    def account(self) -> Account:
+        """As it stands now."""
+        uses = {f"{use}_us": amount_us for use, amount_us in self.of_use.items()}
+        return Account(self.key, self.borrowed_us, **uses, energy_mj=self.energy_mj)
+
+
+@dataclass(slots=True)
 class _Span:
     """A device's present use, booked up to `since_us`."""
 
     line: AccountKey
     use: Use
     since_us: int
+    written: _Line | None = None  # the account of `line`, once something was booked there
 
 
 def whole_us(seconds: float) -> int:
@@ -66,20 +88,21 @@ class Books:
     """
 
     def __init__(self, accounts: Iterable[Account] = ()) -> None:
-        self._accounts = {account.key: account for account in accounts}
+        self._lines: dict[AccountKey, _Line] = {}
         self._spans: dict[str, dict[str, _Span]] = {}
         self._opened: dict[str, tuple[str, int, int]] = {}  # holder -> node, devices, since
         self._ended_us: dict[str, int] = {}  # node -> borrowed by leases that ended
-        self._of_job: dict[str, set[AccountKey]] = {}
+        self._of_job: dict[str, list[tuple[AccountKey, _Line]]] = {}  # sorted
+        self._of_job_on: dict[tuple[str, str], list[tuple[AccountKey, _Line]]] = {}  # (job, node) -> sorted
         self._changed: set[AccountKey] = set()
-        for account in self._accounts.values():
-            self._of_job.setdefault(account.key.job, set()).add(account.key)
+        for account in accounts:
+            self._add(_Line.of(account))
             self._ended_us[account.key.node] = self._ended_us.get(account.key.node, 0) + account.borrowed_us
 
     @property
     def accounts(self) -> Mapping[AccountKey, Account]:
         """All lines, as far as they are booked."""
-        return self._accounts
+        return {key: line.account() for key, line in self._lines.items()}
 
     def open(self, holder: str, idle_line: AccountKey, devices: Iterable[str], at_s: float) -> None:
         """A lease begins; its devices are idle."""
@@ -97,14 +120,15 @@ class Books:
     def use(self, holder: str, device: str, line: AccountKey, use: Use, at_s: float) -> None:
         """From now on the device does `use` for `line`."""
         span = self._spans[holder][device]
-        if (span.line, span.use) != (line, use):
+        if span.use is not use or span.line != line:
             self._book(span, whole_us(at_s))
-            span.line, span.use = line, use
+            span.line, span.use, span.written = line, use, None
 
     def settle(self, holder: str, at_s: float) -> None:
         """Book all devices of a lease up to now."""
+        at_us = whole_us(at_s)
         for span in self._spans[holder].values():
-            self._book(span, whole_us(at_s))
+            self._book(span, at_us)
 
     def shift(self, job: str, shares: Mapping[str, int], source: str, target: str, seconds: float) -> int:
         """Move booked time of a job between two uses, `seconds` for each share (node -> devices).
@@ -112,25 +136,22 @@ class Books:
         What a node's line does not hold is taken from the job's other lines, never more than there is. Returns
         the microseconds that were moved.
         """
-        wanted = {node: whole_us(seconds) * count for node, count in shares.items()}
-        lines = sorted(self._of_job.get(job, ()))
-        moved = sum(self._move(key, source, target, wanted.pop(key.node, 0), wanted) for key in lines)
-        rest = sum(wanted.values())
-        for key in lines:
-            taken = self._move(key, source, target, rest, {})
-            moved, rest = moved + taken, rest - taken
-        return moved
+        moved = rest = 0
+        for node in sorted(shares):
+            wanted = whole_us(seconds) * shares[node]
+            taken = self._move(self._of_job_on.get((job, node), ()), source, target, wanted)
+            moved, rest = moved + taken, rest + wanted - taken
+        return moved + self._move(self._of_job.get(job, ()), source, target, rest)
 
     def add_energy(self, holder: str, energy_j: float) -> None:
         """Spread what a lease's devices drew over what they do now."""
         spans = self._spans.get(holder, {})
         for span in spans.values():
-            share = round(energy_j * 1000 / len(spans))
-            self._change(span.line, energy_mj=self._account(span.line).energy_mj + share)
+            self._written(span).energy_mj += round(energy_j * 1000 / len(spans))
 
     def take_changed(self) -> tuple[Account, ...]:
         """Lines that changed since the last call, sorted."""
-        changed = tuple(self._accounts[key] for key in sorted(self._changed))
+        changed = tuple(self._lines[key].account() for key in sorted(self._changed, key=_order))
         self._changed.clear()
         return changed
 
@@ -141,7 +162,7 @@ class Books:
     def check(self) -> None:
         """Raises AssertionError unless every line and every node balances."""
         booked: dict[str, int] = {}
-        for account in self._accounts.values():
+        for account in self.accounts.values():
             parts = (account.useful_us, account.rescale_us, account.idle_us, account.lost_us)
             assert account.borrowed_us == sum(parts), f"a line of the books does not balance: {account}"
             assert min(parts) >= 0, f"a line of the books is negative: {account}"
@@ -163,28 +184,42 @@ class Books:
         passed_us = at_us - span.since_us
         if passed_us <= 0:
             return
-        account, field = self._account(span.line), f"{span.use}_us"
-        self._change(
-            span.line,
-            borrowed_us=account.borrowed_us + passed_us,
-            **{field: getattr(account, field) + passed_us},
-        )
+        line = self._written(span)
+        line.borrowed_us += passed_us
+        line.of_use[span.use] += passed_us
         span.since_us = at_us
 
-    def _move(self, key: AccountKey, source: str, target: str, wanted_us: int, missing: dict[str, int]) -> int:
-        account = self._account(key)
-        here, there = f"{source}_us", f"{target}_us"
-        taken = min(wanted_us, getattr(account, here))
-        if taken:
-            self._change(key, **{here: getattr(account, here) - taken, there: getattr(account, there) + taken})
-        if wanted_us > taken:
-            missing[key.node] = wanted_us - taken
-        return int(taken)
+    def _move(self, lines: Iterable[tuple[AccountKey, _Line]], source: str, target: str, wanted_us: int) -> int:
+        """Take from the first lines that have something. Returns what was moved."""
+        left_us = wanted_us
+        for key, line in lines:
+            if left_us <= 0:
+                break
+            taken = min(left_us, line.of_use[source])
+            if taken:
+                line.of_use[source] -= taken
+                line.of_use[target] += taken
+                self._changed.add(key)
+            left_us -= taken
+        return wanted_us - left_us
 
-    def _account(self, key: AccountKey) -> Account:
-        return self._accounts.get(key) or Account(key)
+    def _written(self, span: _Span) -> _Line:
+        """The span's line, which is about to change."""
+        if span.written is None:
+            span.written = self._lines.get(span.line) or self._add(_Line(span.line))
+        self._changed.add(span.line)
+        return span.written
 
-    def _change(self, key: AccountKey, **fields: Any) -> None:
-        self._accounts[key] = replace(self._account(key), **fields)
-        self._of_job.setdefault(key.job, set()).add(key)
-        self._changed.add(key)
+    def _add(self, line: _Line) -> _Line:
+        self._lines[line.key] = line
+        insort(self._of_job.setdefault(line.key.job, []), (line.key, line), key=_first_order)
+        insort(self._of_job_on.setdefault((line.key.job, line.key.node), []), (line.key, line), key=_first_order)
+        return line
+
+
+def _order(key: AccountKey) -> tuple[str, str, str, str]:
+    return key.site, key.node, key.job, key.user
+
+
+def _first_order(entry: tuple[AccountKey, _Line]) -> tuple[str, str, str, str]:
+    return _order(entry[0])
