@@ -142,7 +142,7 @@ class Inventory:
     def snapshot(self, now_s: float) -> Snapshot:
         """What a plan may depend on, sorted, so that equal inventories give equal snapshots."""
         r = self._records
-        live = sorted(r.live_lease.values())
+        live = r.live_keys()
         return Snapshot(
             version=r.version,
             now_s=now_s,
@@ -150,7 +150,7 @@ class Inventory:
             jobs=tuple(r.jobs[job] for job in sorted(r.live_jobs)),
             connected_sites=tuple(sorted(s.id for s in r.sites.values() if s.connected)),
             workers=tuple(w for _, w in sorted(r.workers.items()) if w.is_live),
-            suspect=tuple(key for key in live if key.node in r.suspect_since),
+            suspect=tuple(key for key in live if key.node in r.suspect_since) if r.suspect_since else (),
             withheld=tuple(held for _, held in sorted(r.withheld.items())),
         )
 
@@ -200,7 +200,7 @@ class Inventory:
     def settle(self, now_s: float) -> None:
         """Bring the books of all live leases up to `now_s`."""
         self.advance(now_s)
-        for key in sorted(self._records.live_lease.values()):
+        for key in self._records.live_keys():
             rebook(self._records, key)
 
     def take_changes(self) -> Changes:

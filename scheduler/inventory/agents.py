@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from scheduler.domain import events
 from scheduler.domain.cluster import Lease, LeaseKey, LeaseState, Node, NodeState, ReclaimRecord
@@ -125,23 +126,24 @@ def reported(r: Records, e: events.NodeReported) -> None:
 
 def _describe(r: Records, node: Node, e: events.NodeReported) -> Node:
     """Take in a report; one that says nothing new is not saved."""
-    beat = replace(
-        node,
-        last_report_s=r.now_s,
-        agent_rss_bytes=e.agent_rss_bytes,
-        agent_cpu_fraction=e.agent_cpu_fraction,
-    )
+    beat: dict[str, Any] = {
+        "last_report_s": r.now_s,
+        "agent_rss_bytes": e.agent_rss_bytes,
+        "agent_cpu_fraction": e.agent_cpu_fraction,
+    }
+    said = (e.spare_devices, e.source, e.reason, e.grace_s, e.expected_end_s)
+    if said == (node.spare_devices, node.source, node.reason, node.grace_s, node.expected_end_s):
+        r.nodes[node.id] = replace(node, **beat)
+        return r.nodes[node.id]
     news = replace(
-        beat,
+        node,
+        **beat,
         spare_devices=e.spare_devices,
         source=e.source,
         reason=e.reason,
         grace_s=e.grace_s,
         expected_end_s=e.expected_end_s,
     )
-    if news == beat:
-        r.nodes[node.id] = beat
-        return beat
     r.put(news)
     if set(news.spare_devices) != set(node.spare_devices):
         message = f"{e.source}: {len(e.spare_devices)} of {len(node.devices)} devices are spare, {e.reason}"
@@ -205,7 +207,7 @@ def left(r: Records, e: events.NodeLeft) -> None:
     end_lease(r, lease, e.cause)
     node = r.nodes[e.lease.node]
     if node.state in (NodeState.LENT, NodeState.DRAINING):
-        set_node(r, replace(node, spare_devices=()), NodeState.BUSY)
+        r.move(node, NodeState.BUSY, spare_devices=())
 
 
 def drain_requested(r: Records, e: events.DrainRequested) -> None:

@@ -14,16 +14,19 @@ from scheduler.inventory.records import Records
 
 def assign(r: Records, step: Assign) -> None:
     """Give a job the workers of a step that commit has checked."""
-    job, wanted = r.jobs[step.assignment.job], step.assignment.workers
+    before, wanted = r.jobs[step.assignment.job], step.assignment.workers
     kept = {slot.worker for slot in wanted}
-    for worker in r.workers_of(job.id):
-        if worker.id not in kept and worker.state is not WorkerState.LEAVING:
-            r.move(worker, WorkerState.LEAVING, since_s=r.now_s)
-    for slot in wanted:
-        if slot.worker not in r.workers:
-            r.put(_new_worker(r, job, slot))
-    job = _take_up(r, job, step)
-    for key in sorted({worker.lease for worker in r.workers_of(job.id)}):
+    changed = [slot for slot in wanted if slot.worker not in r.workers]
+    leavers = [w for w in r.workers_of(before.id) if w.id not in kept and w.state is not WorkerState.LEAVING]
+    for worker in leavers:
+        r.move(worker, WorkerState.LEAVING, since_s=r.now_s)
+    for slot in changed:
+        r.put(_new_worker(r, before, slot))
+    job = _take_up(r, before, step)
+    touched = {slot.lease for slot in changed} | {worker.lease for worker in leavers}
+    if job.state is not before.state:  # then all of its workers count as something else from now on
+        touched |= {worker.lease for worker in r.workers_of(job.id)}
+    for key in sorted(touched):
         rebook(r, key)
     message = f"{step.cause}: revision {step.assignment.revision}, width {step.assignment.width}"
     r.log("assign", message, job=job.id, site=job.site, revision=step.assignment.revision, cause=step.cause)
@@ -36,13 +39,25 @@ def _new_worker(r: Records, job: Job, slot: WorkerSlot) -> Worker:
 
 
 def _take_up(r: Records, job: Job, step: Assign) -> Job:
-    fields = {"assignment": step.assignment, "site": _site(r, step) or job.site}
+    fields = {
+        "assignment": step.assignment,
+        "site": _site(r, step) or job.site,
+        "turned_s": r.now_s if bool(job.width) != bool(step.assignment.workers) else job.turned_s,
+        "stalled_until_s": r.now_s + _stall_s(job, step),
+    }
     state = _state_after(job, bool(step.assignment.workers))
     if state is job.state:
         r.put(replace(job, **fields))  # type: ignore[arg-type]  # two fields of two types
     else:
         r.move(job, state, **fields)
     return r.jobs[job.id]
+
+
+def _stall_s(job: Job, step: Assign) -> float:
+    """How long the job should stand still for this step, by its costs."""
+    before = {slot.worker for slot in job.assignment.workers} if job.assignment else set()
+    gains = any(slot.worker not in before for slot in step.assignment.workers)
+    return job.costs.up_s if gains else job.costs.down_s
 
 
 def _site(r: Records, step: Assign) -> str:

@@ -158,7 +158,8 @@ def rebook(r: Records, key: LeaseKey, at_s: float | None = None) -> None:
         worker = held.get(device.id)
         line, use = _use(r, lease, r.workers[worker] if worker else None)
         r.books.use(str(key), device.id, line, use, now_s)
-    r.put(replace(lease, booked_until_s=now_s), quiet=True)
+    if lease.booked_until_s != now_s:
+        r.put(replace(lease, booked_until_s=now_s), quiet=True)
 
 
 def rebook_job(r: Records, job: str) -> None:

@@ -70,6 +70,11 @@ def submitted(r: Records, e: events.JobSubmitted) -> None:
         copies=e.copies,
         curve=e.curve,
         costs=e.costs,
+        priority=e.priority,
+        deadline_s=e.deadline_s,
+        budget_device_s=e.budget_device_s,
+        kind_curves=e.kind_curves,
+        turned_s=r.now_s,
     )
     r.put(job)
     if e.request_id:

@@ -76,8 +76,9 @@ class Records:
         self.last_step: dict[str, Assign] = {}
         self.steps_lost: dict[str, int] = {}  # job -> since its last rescale
         self.energy_j: dict[LeaseKey, float] = {}
-        self.stories: dict[str, deque[str]] = {}
+        self.stories: dict[str, deque[tuple[float, tuple[str, ...], str]]] = {}
         self.dirty = Dirty()
+        self._live_keys: tuple[LeaseKey, ...] | None = None  # None: to be sorted anew
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -97,9 +98,10 @@ class Records:
 
     def move(self, entity: Any, to: AnyState, **fields: Any) -> Any:
         """Change an entity's state through its table and keep it. Returns the new form."""
-        moved = move(entity, to, self.story(name_of(entity)), **fields)
+        name = name_of(entity)
+        moved = move(entity, to, lambda: self.story(name), **fields)
         self.put(moved)
-        self.remember(name_of(entity), f"{self.now_s:.3f} {entity.state} -> {to} [{self.cause_id}]")
+        self.remember(name, entity.state, " -> ", to)
         return moved
 
     def log(self, kind: str, message: str, *, job: str = "", node: str = "", site: str = "", **data: Any) -> None:
@@ -108,17 +110,21 @@ class Records:
         text = json.dumps(data, separators=(",", ":"), sort_keys=True) if data else "{}"
         row = LogRow(self.last_sequence, self.now_s, kind, message, self.cause_id, job, node, site, text)
         self.dirty.log.append(row)
-        for name in (f"job {job}" if job else "", f"node {node}" if node else ""):
-            if name:
-                self.remember(name, f"{self.now_s:.3f} {kind}: {message} [{self.cause_id}]")
+        if job:
+            self.remember(f"job {job}", kind, ": ", message)
+        if node:
+            self.remember(f"node {node}", kind, ": ", message)
 
-    def remember(self, entity: str, line: str) -> None:
-        """Add a line to an entity's story."""
-        self.stories.setdefault(entity, deque(maxlen=STORY_ROWS)).append(line)
+    def remember(self, entity: str, *words: str) -> None:
+        """Add a line to an entity's story. It is put together when somebody asks for it."""
+        story = self.stories.get(entity)
+        if story is None:
+            story = self.stories[entity] = deque(maxlen=STORY_ROWS)
+        story.append((self.now_s, words, self.cause_id))
 
     def story(self, entity: str) -> tuple[str, ...]:
         """The last that happened to an entity, oldest first."""
-        return tuple(self.stories.get(entity, ()))
+        return tuple(f"{at_s:.3f} {''.join(words)} [{cause}]" for at_s, words, cause in self.stories.get(entity, ()))
 
     def next_epoch(self) -> int:
         """A number that no lease has had."""
@@ -140,11 +146,14 @@ class Records:
         self.leases[lease.key] = lease
         self.dirty.leases.add(lease.key)
         if lease.is_live:
-            self.live_lease[lease.key.node] = lease.key
+            if self.live_lease.get(lease.key.node) != lease.key:
+                self.live_lease[lease.key.node] = lease.key
+                self._live_keys = None
             self.on_lease.setdefault(lease.key, {})
         elif self.live_lease.get(lease.key.node) == lease.key:
             del self.live_lease[lease.key.node]
             self.on_lease.pop(lease.key, None)
+            self._live_keys = None
 
     def _put_job(self, job: Job) -> None:
         self.jobs[job.id] = job
@@ -176,6 +185,12 @@ class Records:
         key = self.live_lease.get(node)
         return self.leases[key] if key else None
 
+    def live_keys(self) -> tuple[LeaseKey, ...]:
+        """Keys of all live leases, sorted: by node, as a node has one."""
+        if self._live_keys is None:
+            self._live_keys = tuple(self.live_lease[node] for node in sorted(self.live_lease))
+        return self._live_keys
+
     def workers_on(self, key: LeaseKey) -> list[Worker]:
         """Live workers on a lease, sorted by id."""
         return [self.workers[w] for w in sorted(set(self.on_lease.get(key, {}).values()))]
@@ -191,7 +206,7 @@ class Records:
         dirty, self.dirty = self.dirty, Dirty()
         changes = Changes(
             nodes=tuple(self.nodes[n] for n in sorted(dirty.nodes)),
-            leases=tuple(self.leases[k] for k in sorted(dirty.leases)),
+            leases=tuple(self.leases[k] for k in sorted(dirty.leases, key=_by_node)),
             jobs=tuple(self.jobs[j] for j in sorted(dirty.jobs)),
             workers=tuple(self.workers[w] for w in sorted(dirty.workers)),
             requests=tuple((r, self.requests[r]) for r in sorted(dirty.requests)),
@@ -235,3 +250,8 @@ class Records:
         self.sites[site.id] = replace(site, **fields)
         self.version += 1
         return self.sites[site.id]
+
+
+def _by_node(key: LeaseKey) -> tuple[str, int]:
+    """The order of lease keys, as tuples, which sort much faster."""
+    return key.node, key.epoch

@@ -21,7 +21,7 @@ KEEP_ENDED_S = 600.0
 def tick(r: Records, e: events.Tick) -> None:
     """Lose what was silent too long, drain what expires, try again what was held back."""
     _lose_silent_nodes(r)
-    for key in sorted(r.live_lease.values()):
+    for key in r.live_keys():
         _expire(r, r.leases[key])
     for node in [n for n, not_before_s in sorted(r.not_before.items()) if not_before_s <= r.now_s]:
         del r.not_before[node]

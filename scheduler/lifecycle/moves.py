@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,6 +13,11 @@ from scheduler.lifecycle import tables
 Entity = TypeVar("Entity", Node, Lease, Job, Worker)
 AnyState = NodeState | LeaseState | JobState | WorkerState
 
+Story = Callable[[], tuple[str, ...]]
+"""Gives the story, if it comes to that."""
+
+_NAMES = {Node: "node", Job: "job", Worker: "worker"}
+
 _TABLES: Mapping[type, Mapping[tuple[Any, Any], str]] = {
     Node: tables.NODE,
     Lease: tables.LEASE,
@@ -21,14 +26,18 @@ _TABLES: Mapping[type, Mapping[tuple[Any, Any], str]] = {
 }
 
 
-def move(entity: Entity, to: AnyState, story: tuple[str, ...] = (), **fields: Any) -> Entity:
+def move(entity: Entity, to: AnyState, story: tuple[str, ...] | Story = (), **fields: Any) -> Entity:
     """The entity in state `to`, with `fields` changed too. Raises `IllegalTransition`, which tells `story`."""
-    tables.require(_TABLES[type(entity)], name_of(entity), entity.state, to, story)
+    table = _TABLES[type(entity)]
+    if (entity.state, to) not in table:
+        told = story() if callable(story) else story
+        tables.require(table, name_of(entity), entity.state, to, told)
     changed: dict[str, Any] = {**fields, "state": to}
     return replace(entity, **changed)
 
 
 def name_of(entity: Node | Lease | Job | Worker) -> str:
     """What people call it: "lease n1/7", "job job-3"."""
-    key = entity.key if isinstance(entity, Lease) else entity.id
-    return f"{type(entity).__name__.lower()} {key}"
+    if isinstance(entity, Lease):
+        return f"lease {entity.key.node}/{entity.key.epoch}"
+    return f"{_NAMES[type(entity)]} {entity.id}"
