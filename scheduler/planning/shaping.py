@@ -29,6 +29,8 @@ def role_targets(needs: Sequence[RoleNeed], floors: Mapping[Role, int], width: i
 
     Counts only grow with `width`.
     """
+    if len(needs) == 1:
+        return {needs[0].role: max(floors[needs[0].role], min(width, needs[0].max))}
     targets = {need.role: floors[need.role] for need in needs}
     for _ in range(width - sum(targets.values())):
         open_needs = [need for need in needs if targets[need.role] < need.max]
@@ -45,7 +47,8 @@ def leavers_of(claim: Claim, leases: Mapping[LeaseKey, Lease]) -> tuple[WorkerSl
     leavers: list[WorkerSlot] = []
     for role, target in targets.items():
         staying = claim.standing.staying_as(role)
-        leavers += choose_leavers(role, max(0, len(staying) - target), staying, leases)
+        if len(staying) > target:
+            leavers += choose_leavers(role, len(staying) - target, staying, leases)
     return tuple(leavers)
 
 
@@ -61,9 +64,11 @@ def shape(claim: Claim, free: Sequence[Spot], expected: int, leases: Mapping[Lea
     taken: list[Spot] = []
     for role, target in role_targets(job.needs, claim.floors, claim.width).items():
         have = sum(slot.role is role for slot in slots)
-        large = worker_bytes(job.shape, role, target)
-        open_spots = [s for s in free if s not in taken and s.device.memory_bytes >= large]
-        spots = choose_spots(role, target - have, open_spots, slots, leases)
+        spots: tuple[Spot, ...] = ()
+        if target > have:
+            large, gone = worker_bytes(job.shape, role, target), {spot.id for spot in taken}
+            open_spots = [s for s in free if s.device.memory_bytes >= large and (not gone or s.id not in gone)]
+            spots = choose_spots(role, target - have, open_spots, slots, leases)
         slots += _new_slots(job, role, spots, len(taken))
         taken += spots
         missing = claim.floors[role] - have - len(spots)
