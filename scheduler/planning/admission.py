@@ -1,7 +1,13 @@
-"""Which jobs run, in which pool, and how wide: who comes first gets its minimum, then the rest is shared out best."""
+"""Which jobs run, in which pool, and how wide.
+
+1. Each job's claim: the pool that it is in or could best be in, and the widths at which its model fits there.
+2. Who has its turn gets at least its floor, in the order of precedence.
+3. Each pool is shared out so that the worth of all widths together is greatest; a width of 0 is one of them.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -9,16 +15,11 @@ from scheduler.domain.jobs import Role
 from scheduler.domain.plan import Withheld
 from scheduler.domain.reasons import Reason
 from scheduler.planning import why
-from scheduler.planning.allocation import Allocation, Demand, allocate, width_values
+from scheduler.planning.allocation import Demand, allocate
 from scheduler.planning.curves import relative_rates
 from scheduler.planning.fit import least_bytes, least_workers
-from scheduler.planning.view import Pool, PoolKey, Standing, View
-
-HORIZON_S = 300.0
-"""How long a change is assumed to last. Between 60 and 600 s the outcome on real traces hardly depends on it."""
-
-WORTH_SHRINKING = 0.05
-"""Least gain, as a share of all work, for which running jobs give up workers to each other: not for noise."""
+from scheduler.planning.view import Pool, PoolKey, Standing, Terms, View
+from scheduler.planning.worth import Position, has_its_turn, importance, useful_rates, width_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +47,41 @@ class Admission:
 
 
 def admit(view: View, withheld: tuple[Withheld, ...]) -> Admission:
-    """Jobs at connected sites that get at least their minimum, with their widths."""
-    left = {key: pool.capacity for key, pool in view.pools.items()}
+    """Jobs at connected sites that get workers, with their widths."""
     held = {entry.job: entry.reason for entry in withheld}
     claims: list[Claim] = []
     waiting: dict[str, Reason] = {}
+    taken: Counter[PoolKey] = Counter()
     for standing in view.standings:
-        claim = held.get(standing.job.id) or _claim(standing, view, left)
+        claim = held.get(standing.job.id) or _claim(standing, view, taken)
         if isinstance(claim, Reason):
             waiting[standing.job.id] = claim
         else:
-            left[claim.pool] -= claim.floor_width
+            taken[claim.pool] += claim.floor_width
             claims.append(claim)
-    return Admission(_with_widths(claims, view), waiting)
+    shared: list[Claim] = []
+    for key in sorted(taken):
+        shared += _share_out([claim for claim in claims if claim.pool == key], view.pools[key], view.terms)
+    waiting.update((c.standing.job.id, _outbid(c, view.pools[c.pool], shared)) for c in shared if not c.width)
+    order = {claim.standing.job.id: number for number, claim in enumerate(claims)}
+    running = sorted((c for c in shared if c.width), key=lambda c: order[c.standing.job.id])
+    return Admission(tuple(running), waiting)
 
 
-def _claim(standing: Standing, view: View, left: Mapping[PoolKey, int]) -> Claim | Reason:
+def _claim(standing: Standing, view: View, taken: Mapping[PoolKey, int]) -> Claim | Reason:
+    """The claim on the pool with most room."""
     job = standing.job
     pools = [view.pools[standing.pool]] if standing.pool else _pools_for(standing, view)
+    if job.budget_device_s is not None and view.terms.spent.get(job.id, 0.0) >= job.budget_device_s:
+        return why.budget_spent(job)
     if not pools:
         return why.no_site(job, view)
-    fitting = [c for c in (_fit(standing, pool) for pool in pools) if c]
+    fitting = [c for c in (_fit(standing, pool, view.terms.now_s) for pool in pools) if c]
     if not fitting:
         large = any(pool.capacity for pool in pools) and not any(pool.fitting(least_bytes(job)) for pool in pools)
-        return why.too_large(job, pools) if large else _short(standing, pools, left)
-    for claim in sorted(fitting, key=lambda c: (-left[c.pool], c.pool)):
-        if claim.floor_width <= left[claim.pool]:
-            return claim
-    return _short(standing, pools, left)
+        pool = max(pools, key=lambda p: (p.capacity, p.key))
+        return why.too_large(job, pools) if large else why.no_capacity(job, pool, job.min_width, 0)
+    return min(fitting, key=lambda c: (taken[c.pool] - view.pools[c.pool].capacity, c.pool))
 
 
 def _pools_for(standing: Standing, view: View) -> list[Pool]:
@@ -87,53 +95,51 @@ def _pools_for(standing: Standing, view: View) -> list[Pool]:
     ]
 
 
-def _fit(standing: Standing, pool: Pool) -> Claim | None:
+def _fit(standing: Standing, pool: Pool, now_s: float) -> Claim | None:
     """The claim on a pool, if the job's model fits on enough of its devices at some width."""
     job, needed = standing.job, least_bytes(standing.job)
-    if standing.in_flight and not standing.is_forced:
+    if standing.is_left_alone(now_s):
         floors = {need.role: len(standing.staying_as(need.role)) for need in job.needs}
         return Claim(standing, pool.key, floors, sum(floors.values()))
-    memories = [s.device.memory_bytes for s in (*pool.free, *pool.emptying, *pool.held)]
-    large = [memory for memory in memories if memory >= needed]
+    large = pool.fitting(needed)
     if not large:
         return None
-    floors = {}
-    for need in job.needs:
-        floors[need.role] = least_workers(job, need, min(large)) or need.max
-    ceiling = max(sum(floors.values()), min(job.max_width, len(large)))
-    return Claim(standing, pool.key, floors, ceiling) if sum(floors.values()) <= len(large) else None
-
-
-def _short(standing: Standing, pools: list[Pool], left: Mapping[PoolKey, int]) -> Reason:
-    pool = max(pools, key=lambda p: (left[p.key], p.key))
-    return why.no_capacity(standing.job, pool, standing.job.min_width, pool.capacity - left[pool.key])
+    floors = {need.role: least_workers(job, need, pool.smallest_fitting(needed)) or need.max for need in job.needs}
+    ceiling = max(sum(floors.values()), min(job.max_width, large))
+    return Claim(standing, pool.key, floors, ceiling) if sum(floors.values()) <= large else None
 
 
 # --- widths ----------------------------------------------------------------------------------------------------
 
 
-def _with_widths(claims: list[Claim], view: View) -> tuple[Claim, ...]:
-    widths: dict[str, int] = {}
-    for key in sorted({claim.pool for claim in claims}):
-        there = [claim for claim in claims if claim.pool == key]
-        best = _share_out(there, view.pools[key].capacity)
-        widths.update((claim.standing.job.id, n) for claim, n in zip(there, best.widths, strict=True))
-    return tuple(replace(claim, width=widths[claim.standing.job.id]) for claim in claims)
+def _share_out(claims: list[Claim], pool: Pool, terms: Terms) -> list[Claim]:
+    """The claims of one pool, in the order of precedence, with their widths."""
+    left, demands = pool.capacity, []
+    for claim in claims:
+        job = claim.standing.job
+        must_run = claim.floor_width <= left and (
+            has_its_turn(job, terms.now_s) or claim.standing.is_left_alone(terms.now_s)
+        )
+        left -= claim.floor_width if must_run else 0
+        demands.append(_demand(claim, terms, must_run))
+    best = allocate(demands, pool.capacity)
+    assert best is not None, "whoever must run was let in only while there was room"
+    return [replace(claim, width=width) for claim, width in zip(claims, best.widths, strict=True)]
 
 
-def _share_out(claims: list[Claim], capacity: int) -> Allocation:
-    """The best widths; running jobs shrink for each other only where that is worth it, or makes room for a job."""
-    free = allocate([_demand(claim, claim.floor_width) for claim in claims], capacity)
-    assert free is not None, "claims were admitted only while their minima fit"
-    kept = [min(max(claim.floor_width, len(claim.standing.staying)), claim.ceiling) for claim in claims]
-    steady = allocate([_demand(claim, first) for claim, first in zip(claims, kept, strict=True)], capacity)
-    if steady is None or free.value > steady.value + WORTH_SHRINKING * abs(steady.value):
-        return free
-    return steady
+def _demand(claim: Claim, terms: Terms, must_run: bool) -> Demand:
+    standing, job = claim.standing, claim.standing.job
+    rates = useful_rates(job, relative_rates(job.curve, max(claim.ceiling, job.width)), terms.now_s)
+    at = Position(len(standing.staying), job.width, standing.stall_left_s(terms.now_s))
+    weight = importance(job, terms.now_s, terms.fairness.get(job.user, 1.0))
+    values = width_values(rates, at, job.costs, terms.horizon_s(claim.pool[0]), weight)
+    first = claim.floor_width
+    return Demand(first, values[first : claim.ceiling + 1], None if must_run else float(values[0]))
 
 
-def _demand(claim: Claim, first: int) -> Demand:
-    job, kept = claim.standing.job, len(claim.standing.staying)
-    rates = relative_rates(job.curve, max(claim.ceiling, job.width))
-    values = job.weight * width_values(rates, kept, job.width, job.costs, HORIZON_S)
-    return Demand(first, values[first : claim.ceiling + 1])
+def _outbid(claim: Claim, pool: Pool, shared: list[Claim]) -> Reason:
+    taken = sum(c.width for c in shared if c.pool == claim.pool)
+    needed = claim.floor_width
+    if needed > pool.capacity - taken:
+        return why.no_capacity(claim.standing.job, pool, needed, taken)
+    return why.not_worth_it(claim.standing.job, pool)

@@ -1,9 +1,15 @@
-"""How many workers each job of a pool gets: exact dynamic programming over counts.
+"""How many workers each job of a pool gets: exact, with a certified bound where the pool is too large for that.
 
 The published problem (BFTrainer, arXiv 2106.12091) is a mixed-integer program over job x node. Devices of a pool are
-interchangeable and a job only grows or only shrinks in one event, so only the counts matter, and the same optimum comes
-from a grouped knapsack: one of several widths for each job, the sum at most the pool. Unlike there, a start from zero
-is charged too.
+interchangeable and a job only grows or only shrinks in one event, so only the counts matter, and the same optimum
+comes from a grouped knapsack: one of several widths for each job, the sum at most the pool.
+
+1. Price: the dual price of a device, and the bound that comes with it (see `prices`).
+2. Fill: the choices that jobs make at that price, as far as they fit; the rest to whoever gains most by it.
+3. Core: a choice whose surplus at that price is short of its job's best by more than the gap between bound and value
+   is in no better plan. What remains is searched by dynamic programming (see `knapsack`), nearest to the price first.
+
+Source of 3: D. Pisinger, "A minimal algorithm for the multiple-choice knapsack problem", EJOR 83 (1995).
 """
 
 from __future__ import annotations
@@ -12,16 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from scheduler.domain.jobs import RescaleCosts
-from scheduler.planning.curves import Rates
+from scheduler.planning.knapsack import best_choices
+from scheduler.planning.prices import Choices, Dual, Floats, Ints, lowest_bound
 
-Values = NDArray[np.float64]
+FIRST_EFFORT = 2_000_000
+"""Sums of the first search of the core: about two milliseconds."""
 
-BLOCK = 200_000
-"""Sums that are looked at in one step: few enough to stay in the processor's cache."""
+MOST_EFFORT = 60_000_000
+"""Sums of the last: above, the value is what was found, and the bound says how far from the optimum it can be."""
+
+EXACT = 1e-10
+"""Gap, as a share of the bound, that is only rounding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,73 +41,169 @@ class Demand:
     """
 
     first: int
-    values: Values
+    values: Floats
     stopped: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """The width of each job, in the order of the demands, and what all of them together are worth."""
+    """The width of each job, in the order of the demands, what all of them together are worth, and at most could be."""
 
     widths: tuple[int, ...]
     value: float
+    bound: float
 
-
-def width_values(rates: Rates, kept: int, current: int, costs: RescaleCosts, horizon_s: float) -> Values:
-    """What each width is worth over the horizon [len(rates)]: work done less what its rescale costs.
-
-    `current` workers are assigned, `kept` of them are on nodes that stay. Growing past `kept` costs `up_s`, anything
-    less than `current` costs `down_s`, at the present rate; a start from zero is charged at the rate that it starts.
-    """
-    widths = np.arange(len(rates))
-    stall_s = np.where(widths > kept, costs.up_s, np.where(widths < current, costs.down_s, 0.0))
-    charge = rates if current == 0 else np.full(len(rates), rates[min(current, len(rates) - 1)])
-    values: Values = horizon_s * rates - stall_s * charge
-    return values
+    @property
+    def gap(self) -> float:
+        """How far from the optimum the value can be, at most; 0 where it is the optimum."""
+        return self.bound - self.value
 
 
 def allocate(demands: Sequence[Demand], capacity: int) -> Allocation | None:
-    """The best widths that fit in `capacity`; None if not even the smallest fit.
-
-    Takes `sum(len(values)) * capacity` steps. Ties go to larger widths of later jobs.
-    """
-    best: Values = np.zeros(capacity + 1)
-    choices: list[NDArray[np.int32]] = []
-    for demand in demands:
-        best, choice = _with_job(best, demand, capacity)
-        choices.append(choice)
-    if not np.isfinite(best[capacity]):
+    """The best widths that fit in `capacity`; None if not even the narrowest fit."""
+    if not demands:
+        return Allocation((), 0.0, 0.0)
+    choices = _choices(demands, capacity)
+    dual = lowest_bound(choices, capacity) if choices else None
+    if choices is None or dual is None:
         return None
-    return Allocation(_widths(choices, capacity), float(best[capacity]))
+    choice_J = _fill(choices, dual, capacity)
+    choice_J, is_exact = _search(choices, dual, choice_J, capacity)
+    value = _value(choices, choice_J)
+    widths = tuple(choices.width[choice_J].tolist())
+    return Allocation(widths, value, value if is_exact else max(value, dual.bound))
 
 
-def _with_job(best: Values, demand: Demand, capacity: int) -> tuple[Values, NDArray[np.int32]]:
-    """Max-plus convolution of one job's values with what the earlier jobs reach on at most c devices [capacity + 1]."""
-    reached = np.full(capacity + 1, -np.inf)
-    choice = np.zeros(capacity + 1, dtype=np.int32)
-    if demand.stopped is not None:
-        reached[:] = best + demand.stopped
-    values = demand.values[: max(0, capacity + 1 - demand.first)]
-    if not len(values):
-        return reached, choice
-    padded = np.concatenate([np.full(len(values) - 1, -np.inf), best[: capacity + 1 - demand.first]])
-    left = sliding_window_view(padded, len(values))  # [c, n]: what is reached on the devices that a width leaves
-    values = np.ascontiguousarray(values[::-1])  # the widest first, as in `left`
-    rows = max(1, BLOCK // len(values))
-    for start in range(0, len(left), rows):
-        totals = left[start : start + rows] + values
-        at = totals.argmax(axis=1)
-        found = np.take_along_axis(totals, at[:, None], axis=1)[:, 0]
-        here = slice(demand.first + start, demand.first + start + len(at))
-        better = found > reached[here]
-        reached[here][better] = found[better]
-        choice[here][better] = demand.first + len(values) - 1 - at[better]
-    return reached, choice
+def _choices(demands: Sequence[Demand], capacity: int) -> Choices | None:
+    """All widths that fit in the capacity on their own; None if a job has none."""
+    widths, values = [], []
+    for demand in demands:
+        room = max(0, capacity + 1 - demand.first)
+        own = demand.values[:room]
+        width = np.arange(demand.first, demand.first + len(own))
+        if demand.stopped is not None:
+            own, width = np.concatenate([[demand.stopped], own]), np.concatenate([[0], width])
+        if not len(own):
+            return None
+        widths.append(width)
+        values.append(own)
+    sizes = np.array([len(width) for width in widths])
+    start_J = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    job_F = np.repeat(np.arange(len(sizes)), sizes)
+    return Choices(np.concatenate(widths), np.concatenate(values), start_J, job_F)
 
 
-def _widths(choices: list[NDArray[np.int32]], capacity: int) -> tuple[int, ...]:
-    widths = []
-    for choice in reversed(choices):
-        widths.append(int(choice[capacity]))
-        capacity -= widths[-1]
-    return tuple(reversed(widths))
+def _value(choices: Choices, choice_J: Ints) -> float:
+    return float(choices.value[choice_J].sum())
+
+
+# --- fill ------------------------------------------------------------------------------------------------------
+
+
+def _fill(choices: Choices, dual: Dual, capacity: int) -> Ints:
+    """What fits of the jobs' choices at the price, then the single changes that gain most while there is room."""
+    choice_J = dual.few.copy()
+    spare = capacity - int(choices.width[choice_J].sum())
+    more_J = choices.width[dual.many] - choices.width[choice_J]
+    for job in np.flatnonzero(more_J > 0):
+        if more_J[job] <= spare:
+            choice_J[job] = dual.many[job]
+            spare -= int(more_J[job])
+    for _ in range(len(choice_J)):
+        best = _best_change(choices, choice_J, spare)
+        if best is None:
+            break
+        job = choices.job[best]
+        spare -= int(choices.width[best] - choices.width[choice_J[job]])
+        choice_J[job] = best
+    return choice_J
+
+
+def _best_change(choices: Choices, choice_J: Ints, spare: int) -> int | None:
+    """The one change of a job's choice that gains most and fits; None if none gains."""
+    own_F = choice_J[choices.job]
+    gain_F = choices.value - choices.value[own_F]
+    gain_F[choices.width - choices.width[own_F] > spare] = 0.0
+    best = int(gain_F.argmax())
+    return best if gain_F[best] > 1e-12 * max(1.0, abs(float(choices.value[best]))) else None
+
+
+# --- core ------------------------------------------------------------------------------------------------------
+
+
+def _search(choices: Choices, dual: Dual, choice_J: Ints, capacity: int) -> tuple[Ints, bool]:
+    """The best choices found, and whether nothing is better."""
+    surplus_F = choices.value - dual.price * choices.width
+    short_F = np.maximum.reduceat(surplus_F, choices.start)[choices.job] - surplus_F
+    for most in (FIRST_EFFORT, MOST_EFFORT):
+        gap = dual.bound - _value(choices, choice_J)
+        if gap <= EXACT * max(1.0, abs(dual.bound)):
+            return choice_J, True
+        core, is_whole = _core(choices, short_F, choice_J, gap, most, capacity)
+        found_J = core.best()
+        if found_J is not None and _value(choices, found_J) > _value(choices, choice_J):
+            choice_J = found_J
+        if is_whole:
+            return choice_J, True
+    return choice_J, dual.bound - _value(choices, choice_J) <= EXACT * max(1.0, abs(dual.bound))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Core:
+    """The choices that are searched; jobs with only one are settled."""
+
+    choices: Choices
+    keep: NDArray[np.bool_]  # [F]
+    choice: Ints  # [J] what is chosen so far; all of it is kept
+    capacity: int
+
+    def _open(self) -> Ints:
+        return np.flatnonzero(np.add.reduceat(self.keep.astype(np.int64), self.choices.start) > 1)
+
+    def room(self) -> int:
+        """Devices over which the search runs: what the settled jobs and everybody's narrowest leave."""
+        width_F, open_J = self.choices.width, self._open()
+        far = int(width_F[-1]) + int(width_F.max()) + 1
+        least_J = np.minimum.reduceat(np.where(self.keep, width_F, far), self.choices.start)
+        most_J = np.maximum.reduceat(np.where(self.keep, width_F, -1), self.choices.start)
+        spare = self.capacity - int(least_J.sum())
+        return max(-1, min(spare, int((most_J - least_J)[open_J].sum())))
+
+    def effort(self) -> int:
+        """Sums that the search looks at."""
+        open_F = np.isin(self.choices.job, self._open())
+        return int((self.keep & open_F).sum()) * (self.room() + 1)
+
+    def best(self) -> Ints | None:
+        """The best choices [J] within the core; None if none fits."""
+        room, open_J = self.room(), self._open()
+        if room < 0:
+            return None
+        kept = [self._kept(job) for job in open_J]
+        width_F, value_F = self.choices.width, self.choices.value
+        found = best_choices([(width_F[at] - width_F[at[0]], value_F[at]) for at in kept], room)
+        if found is None:
+            return None
+        kept_F = np.where(self.keep, np.arange(len(self.keep)), len(self.keep))
+        choice_J = np.minimum.reduceat(kept_F, self.choices.start)
+        choice_J[open_J] = [at[index] for at, index in zip(kept, found, strict=True)]
+        return np.asarray(choice_J)
+
+    def _kept(self, job: int) -> Ints:
+        start, ends = self.choices.start[job], self.choices.start
+        end = ends[job + 1] if job + 1 < len(ends) else len(self.keep)
+        return np.asarray(start + np.flatnonzero(self.keep[start:end]))
+
+
+def _core(
+    choices: Choices, short_F: Floats, choice_J: Ints, gap: float, most: int, capacity: int
+) -> tuple[_Core, bool]:
+    """The choices short by less than the gap, or as many of the nearest as the effort allows; whether it is all."""
+    limit, is_whole = gap, True
+    while True:
+        keep_F = short_F < limit
+        keep_F[choice_J] = True
+        core = _Core(choices, keep_F, choice_J, capacity)
+        if core.effort() <= most:
+            return core, is_whole
+        limit, is_whole = limit / 2, False

@@ -18,7 +18,7 @@ rescale of two seconds at width 3 within the planner's horizon, so that a job gr
 
 
 def relative_rates(curve: Sequence[tuple[int, float]], max_width: int) -> Rates:
-    """Rates at widths 0..max_width [max_width + 1], rate 1 at width 1, never falling.
+    """Rates at widths 0..max_width [max_width + 1], rate 1 at width 1, each more worker worth `NEVER_FLAT` at least.
 
     Piecewise linear through the measured points `(width, rate)`; outside them like the default curve, scaled to meet
     the nearest point. Points without a positive width and rate are left out.
@@ -35,5 +35,4 @@ def relative_rates(curve: Sequence[tuple[int, float]], max_width: int) -> Rates:
     rates[below] = rate[0] * default[below] / at[0] ** DEFAULT_EXPONENT
     rates[above] = rate[-1] * default[above] / at[-1] ** DEFAULT_EXPONENT
     one: float = rates[1] if max_width >= 1 else 1.0
-    rising: Rates = np.maximum.accumulate(rates / one) + NEVER_FLAT * widths
-    return rising
+    return np.asarray(np.maximum.accumulate(rates / one - NEVER_FLAT * widths) + NEVER_FLAT * widths)

@@ -31,7 +31,7 @@ def plan(snapshot: Snapshot, admit: Admit = admit) -> Plan:
     away = tuple(s for s in view.standings if s.pool and s.pool[0] not in view.sites)
     for standing in away:
         _survive(standing, view, draft)
-    here = View(view.leases, view.pools, tuple(s for s in view.standings if s not in away), view.sites)
+    here = View(view.leases, view.pools, tuple(s for s in view.standings if s not in away), view.sites, view.terms)
     admission = admit(here, snapshot.withheld)
     for standing in here.standings:
         if standing.job.id in admission.waiting:
@@ -75,7 +75,7 @@ def _cause(standing: Standing, slots: tuple[WorkerSlot, ...]) -> str:
         return "start"
     if standing.lost:
         return "loss"
-    if any(slot.worker not in kept for slot in standing.leaving) or not slots:
+    if any(slot.worker not in kept for slot in standing.leaving):
         return "reclaim"
     width = standing.job.width
     return "grow" if len(slots) > width else "shrink" if len(slots) < width else "move"
@@ -98,8 +98,9 @@ def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
         expected[claim.pool] += len(leavers_of(claim, view.leases))
     for claim in sorted(claims, key=lambda c: c.standing.order[1:]):
         shaped = shape(claim, free[claim.pool], expected[claim.pool], view.leases)
-        taken = set(shaped.taken)
-        free[claim.pool] = [spot for spot in free[claim.pool] if spot not in taken]
+        if shaped.taken:
+            taken = {spot.id for spot in shaped.taken}
+            free[claim.pool] = [spot for spot in free[claim.pool] if spot.id not in taken]
         _give(claim, shaped, view, draft)
 
 

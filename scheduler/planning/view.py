@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Device, Lease, LeaseKey, LeaseState
 from scheduler.domain.jobs import Job, JobKind, JobState, Role, Worker, WorkerSlot, WorkerState
-from scheduler.domain.plan import Snapshot
+from scheduler.domain.plan import Outlook, Snapshot
+from scheduler.planning.worth import fairness_of
+
+DEFAULT_HORIZON_S = 300.0
+"""For a site of which nothing is known."""
 
 PoolKey = tuple[str, str]
 """(site, kind of device): devices of a pool are interchangeable but for memory and place."""
@@ -34,6 +39,7 @@ class Pool:
     free: tuple[Spot, ...] = ()  # nobody holds them
     emptying: tuple[Spot, ...] = ()  # free as soon as workers that leave are gone
     held: tuple[Spot, ...] = ()  # under workers that stay, of jobs that are planned
+    memory_bytes: tuple[int, ...] = ()  # of all these devices, sorted
     draining: int = 0
     joining: int = 0
     suspect: int = 0
@@ -41,11 +47,15 @@ class Pool:
     @property
     def capacity(self) -> int:
         """Devices that can be shared out among jobs."""
-        return len(self.free) + len(self.emptying) + len(self.held)
+        return len(self.memory_bytes)
 
     def fitting(self, memory_bytes: int) -> int:
         """How many of them have so much memory."""
-        return sum(s.device.memory_bytes >= memory_bytes for s in (*self.free, *self.emptying, *self.held))
+        return self.capacity - bisect_left(self.memory_bytes, memory_bytes)
+
+    def smallest_fitting(self, memory_bytes: int) -> int:
+        """Memory of the smallest of them that has so much; there must be one."""
+        return self.memory_bytes[bisect_left(self.memory_bytes, memory_bytes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +75,16 @@ class Standing:
 
     @property
     def in_flight(self) -> bool:
-        """Whether its newest revision has not been reached: it is left alone meanwhile, unless forced."""
+        """Whether its newest revision has not been reached."""
         return bool(self.staying) and self.job.reached_revision < self.job.assignment_revision
+
+    def is_left_alone(self, now_s: float) -> bool:
+        """Whether a rescale is under way that should not be disturbed: one that takes longer than its stall."""
+        return self.in_flight and not self.is_forced and now_s >= self.job.stalled_until_s
+
+    def stall_left_s(self, now_s: float) -> float:
+        """How long it stands still yet, by its costs."""
+        return max(0.0, self.job.stalled_until_s - now_s) if self.in_flight else 0.0
 
     @property
     def holds(self) -> bool:
@@ -89,6 +107,20 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What all jobs are weighed by: the time, each site's outlook, who had how much of late, what budgets are spent."""
+
+    now_s: float = 0.0
+    outlooks: Mapping[str, Outlook] = field(default_factory=dict)
+    fairness: Mapping[str, float] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
+
+    def horizon_s(self, site: str) -> float:
+        """How long a decision at a site is likely to stand."""
+        return self.outlooks[site].horizon_s if site in self.outlooks else DEFAULT_HORIZON_S
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """See the module."""
 
@@ -96,6 +128,7 @@ class View:
     pools: dict[PoolKey, Pool]
     standings: tuple[Standing, ...]  # in `order`
     sites: tuple[str, ...]
+    terms: Terms = Terms()
 
 
 def look(snapshot: Snapshot) -> View:
@@ -107,7 +140,15 @@ def look(snapshot: Snapshot) -> View:
     standings = sorted((_stand(job, leases, workers, sites) for job in planned), key=lambda s: s.order)
     stayers = {slot.worker for standing in standings for slot in standing.staying}
     holders = {(w.lease, device): w for w in snapshot.workers for device in w.devices}
-    return View(leases, _pools(snapshot, leases.values(), holders, stayers), tuple(standings), sites)
+    pools = _pools(snapshot, leases.values(), holders, stayers)
+    return View(leases, pools, tuple(standings), sites, _terms(snapshot, planned))
+
+
+def _terms(snapshot: Snapshot, planned: list[Job]) -> Terms:
+    usages = {usage.user: usage.device_s for usage in snapshot.usages}
+    users = {user: usages.get(user, 0.0) for user in sorted({job.user for job in planned})}
+    outlooks = {outlook.site: outlook for outlook in snapshot.outlooks}
+    return Terms(snapshot.now_s, outlooks, fairness_of(users), dict(snapshot.spent))
 
 
 def _stand(job: Job, leases: dict[LeaseKey, Lease], workers: dict[str, Worker], sites: tuple[str, ...]) -> Standing:
@@ -161,11 +202,13 @@ def _use(lease: Lease, holder: Worker | None, stayers: set[str], is_suspect: boo
 
 
 def _pool(key: PoolKey, uses: dict[str, list[Spot]]) -> Pool:
+    shared = (spot for use in ("free", "emptying", "held") for spot in uses.get(use, ()))
     return Pool(
         key,
         free=tuple(uses.get("free", ())),
         emptying=tuple(uses.get("emptying", ())),
         held=tuple(uses.get("held", ())),
+        memory_bytes=tuple(sorted(spot.device.memory_bytes for spot in shared)),
         draining=len(uses.get("draining", ())),
         joining=len(uses.get("joining", ())),
         suspect=len(uses.get("suspect", ())),

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.domain.jobs import RescaleCosts
-from scheduler.planning.allocation import Demand, allocate, width_values
+from scheduler.planning.allocation import Demand, allocate
 from scheduler.planning.curves import relative_rates
+from scheduler.planning.worth import NOISE, Position, width_values
 
 VALUES = st.lists(st.floats(-10, 100, allow_nan=False), min_size=1, max_size=5)
 DEMANDS = st.lists(
@@ -70,11 +71,15 @@ def test_rates_go_through_measured_points() -> None:
 
 def test_starts_growths_and_losses_are_charged() -> None:
     rates, costs = np.arange(6.0), RescaleCosts(up_s=10.0, down_s=4.0)
-    start = width_values(rates, kept=0, current=0, costs=costs, horizon_s=100.0)
-    assert start[2] == 100 * 2 - 10 * 2
-    running = width_values(rates, kept=3, current=3, costs=costs, horizon_s=100.0)
+    start = width_values(rates, Position(0, 0), costs, 100.0, 1.0)
+    assert start[2] == 90 * 2
+    running = width_values(rates, Position(3, 3), costs, 100.0, 1.0)
     assert running[3] == 300
-    assert running[4] == 400 - 10 * 3
-    assert running[2] == 200 - 4 * 3
-    struck = width_values(rates, kept=2, current=3, costs=costs, horizon_s=100.0)
-    assert struck[2] == 200 - 4 * 3, "the loss itself must be paid"
+    assert running[4] == 90 * 4
+    assert running[2] == 96 * 2 - (10 + NOISE * 100) * 3, "it will want to grow back"
+    struck = width_values(rates, Position(2, 3), costs, 100.0, 1.0)
+    assert struck[2] == 96 * 2, "the loss itself must be paid"
+    assert struck[3] == 90 * 3, "and growth only beyond it"
+    stalled = width_values(rates, Position(3, 3, stall_left_s=7.0), costs, 100.0, 2.0)
+    assert stalled[3] == 2 * 93 * 3
+    assert stalled[2] == 2 * 96 * 2, "it stands still in any case"

@@ -1,0 +1,111 @@
+"""What a width is worth to a job: the planner's whole objective, in useful node-seconds over the horizon.
+
+    worth(n) = importance * ((horizon_s - stall_s(n)) * useful(n) - regret_s(n) * useful(kept))
+
+    useful(n)     the job's rate at width n in units of its one-worker rate; what it needs to be in time counts more
+    stall_s(n)    how long it stands still first: its up cost if it gains workers; its down cost if it only loses some,
+                  or has just lost some; else what is left of the stall that it is in. So growth during a stall is
+                  nearly free, and after a loss costs only what it takes longer than the loss
+    regret_s(n)   giving up workers that it could keep: sooner or later it grows back, and stands still for that; and a
+                  measured rate is only so sure
+    importance    weight * 2**priority * fairness * patience
+
+The horizon is how long the decision is likely to stand (see `tempo`). Allocation maximises the sum over all jobs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.domain.jobs import Job, JobKind, RescaleCosts
+from scheduler.planning.curves import Rates
+
+Values = NDArray[np.float64]
+
+NOISE = 0.07
+"""Share of a rate that may be error of its measurement: no workers change hands for less."""
+
+PATIENCE_S = 1800.0
+"""A waiting job counts once more for each such time that it waits, until it gets its turn."""
+
+TURN_S = 900.0
+"""A turn lasts at least so long, if there are devices: who came by waiting is not sent away at once."""
+
+IN_TIME = 3.0
+"""How often more that part of a job's rate counts without which it misses its deadline."""
+
+FAIR = 0.5
+"""A user who has had all that was to be had of late, as one of several, counts so much to the power of users."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How a job stands when its widths are judged."""
+
+    kept: int  # workers that can stay
+    current: int  # workers that it is assigned
+    stall_left_s: float = 0.0  # what is left of the stall that it is in
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether it stands still, or must, whatever is decided."""
+        return self.kept < self.current or self.stall_left_s > 0
+
+
+def width_values(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: float, importance: float) -> Values:
+    """What each width is worth [len(useful)]."""
+    widths = np.arange(len(useful))
+    staying_s = costs.down_s if at.kept < at.current else at.stall_left_s
+    stall_s = np.where(widths > at.kept, costs.up_s, np.where(widths < at.kept, costs.down_s, staying_s))
+    values: Values = np.maximum(horizon_s - stall_s, 0.0) * useful
+    if not at.is_disturbed:
+        regret_s = costs.up_s + NOISE * horizon_s
+        values[: at.kept] -= regret_s * useful[min(at.kept, len(useful) - 1)]
+    return importance * values
+
+
+def importance(job: Job, now_s: float, fairness: float) -> float:
+    """How much the job's work counts."""
+    return job.weight * 2.0**job.priority * fairness * patience(job, now_s)
+
+
+def patience(job: Job, now_s: float) -> float:
+    """1 for a job that runs; a waiting one counts the more, the longer it waits."""
+    if job.width:
+        return 1.0
+    return 1.0 + max(0.0, now_s - job.turned_s) / PATIENCE_S
+
+
+def has_its_turn(job: Job, now_s: float) -> bool:
+    """Whether the job gets its floor before the rest is weighed: a served model always, a job that has never run
+    (others shrink for it), and who has just begun."""
+    return job.kind is JobKind.SERVE or (now_s - job.turned_s < TURN_S if job.width else job.started_s is None)
+
+
+def fairness_of(users: dict[str, float]) -> dict[str, float]:
+    """How much each user's work counts, by what they have had of late: 1 for nothing, `FAIR` for an even share."""
+    total = sum(users.values())
+    if total <= 0:
+        return dict.fromkeys(users, 1.0)
+    return {user: FAIR ** (len(users) * used / total) for user, used in users.items()}
+
+
+def useful_rates(job: Job, rates: Rates, now_s: float) -> Rates:
+    """The rates, with what a deadline makes of them: what the job needs to be in time counts `IN_TIME` times more."""
+    if job.deadline_s is None or job.deadline_s <= now_s:
+        return rates
+    needed: Rates = np.minimum(rates, rate_in_time(job, rates, now_s))
+    return rates + IN_TIME * needed
+
+
+def rate_in_time(job: Job, rates: Rates, now_s: float) -> float:
+    """The rate with which the job is just in time, judged by how fast it was on average; all haste if unknown."""
+    done, started_s = job.progress, job.started_s
+    if not done.step or not done.total or started_s is None or job.deadline_s is None or now_s <= started_s:
+        return float("inf")
+    pace = done.step / done.total / (now_s - started_s)
+    wanted = max(0.0, 1 - done.step / done.total) / (job.deadline_s - now_s)
+    return float(wanted / pace * rates[min(max(1, job.width), len(rates) - 1)])
