@@ -111,7 +111,19 @@ def _cores(text: str) -> frozenset[int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run an agent until it is told to stop. The exit status: 0 stopped, 2 misused, 4 refused by the scheduler."""
+    """Run an agent until it is told to stop. The exit status: 0 stopped, 2 misused, 4 refused by the scheduler.
+
+    `pilots` as the first word runs the process that submits pilots instead, `pilot` the inside of one of them.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["pilots"]:
+        from agents.pilots import command_line
+
+        return command_line.main(arguments[1:])
+    if arguments[:1] == ["pilot"]:
+        from agents.pilots import inside
+
+        return inside.main(arguments[1:])
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:

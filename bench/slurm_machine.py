@@ -57,7 +57,7 @@ class MachineShape:
 class SlurmMachine:
     """munged, slurmctld and one slurmd per node. Use it in a `with`."""
 
-    def __init__(self, folder: Path, shape: MachineShape = MachineShape()) -> None:  # noqa: B008 (it is frozen)
+    def __init__(self, folder: Path, shape: MachineShape = MachineShape()) -> None:
         self.folder, self.shape = folder, shape
         self.id = secrets.token_hex(8)
         self.nodes = tuple(f"n{number}" for number in range(1, shape.nodes + 1))

@@ -16,6 +16,7 @@ from scheduler.store.tokens import Token, TokenRole, Tokens
 _AGENT = frozenset({TokenRole.AGENT})
 _SITE = frozenset({TokenRole.SITE})
 _READ = frozenset({TokenRole.VIEWER, TokenRole.USER, TokenRole.ADMIN})
+_READ_OR_SITE = _READ | _SITE
 _WRITE = frozenset({TokenRole.USER, TokenRole.ADMIN})
 _ADMIN = frozenset({TokenRole.ADMIN})
 
@@ -24,11 +25,11 @@ ROLES: dict[str, frozenset[TokenRole]] = {
     "/fallow.v1.SiteService/Session": _SITE,
     "/fallow.v1.FallowService/Submit": _WRITE,
     "/fallow.v1.FallowService/GetJob": _READ,
-    "/fallow.v1.FallowService/ListJobs": _READ,
+    "/fallow.v1.FallowService/ListJobs": _READ_OR_SITE,
     "/fallow.v1.FallowService/WatchJob": _READ,
     "/fallow.v1.FallowService/JobLogs": _READ,
     "/fallow.v1.FallowService/CancelJob": _WRITE,
-    "/fallow.v1.FallowService/ListNodes": _READ,
+    "/fallow.v1.FallowService/ListNodes": _READ_OR_SITE,
     "/fallow.v1.FallowService/Drain": _ADMIN,
     "/fallow.v1.FallowService/Why": _READ,
     "/fallow.v1.FallowService/Usage": _READ,
