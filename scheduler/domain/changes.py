@@ -57,3 +57,4 @@ class Saved:
     reclaims: tuple[ReclaimRecord, ...] = ()
     last_epoch: int = 0
     last_sequence: int = 0
+    ended: tuple[Lease, ...] = ()  # that ended lately: what is known of how long leases last

@@ -95,14 +95,25 @@ class Books:
         self._of_job: dict[str, list[tuple[AccountKey, _Line]]] = {}  # sorted
         self._of_job_on: dict[tuple[str, str], list[tuple[AccountKey, _Line]]] = {}  # (job, node) -> sorted
         self._changed: set[AccountKey] = set()
+        self._of_user: dict[str, int] = {}  # borrowed
         for account in accounts:
             self._add(_Line.of(account))
+            self._count(account.key.user, account.borrowed_us)
             self._ended_us[account.key.node] = self._ended_us.get(account.key.node, 0) + account.borrowed_us
 
     @property
     def accounts(self) -> Mapping[AccountKey, Account]:
         """All lines, as far as they are booked."""
         return {key: line.account() for key, line in self._lines.items()}
+
+    @property
+    def used_us(self) -> Mapping[str, int]:
+        """What each user's jobs have had in all, as far as it is booked."""
+        return self._of_user
+
+    def job_us(self, job: str) -> int:
+        """What a job has had in all, as far as it is booked."""
+        return sum(line.borrowed_us for _, line in self._of_job.get(job, ()))
 
     def open(self, holder: str, idle_line: AccountKey, devices: Iterable[str], at_s: float) -> None:
         """A lease begins; its devices are idle."""
@@ -187,7 +198,12 @@ class Books:
         line = self._written(span)
         line.borrowed_us += passed_us
         line.of_use[span.use] += passed_us
+        self._count(span.line.user, passed_us)
         span.since_us = at_us
+
+    def _count(self, user: str, borrowed_us: int) -> None:
+        if user:
+            self._of_user[user] = self._of_user.get(user, 0) + borrowed_us
 
     def _move(self, lines: Iterable[tuple[AccountKey, _Line]], source: str, target: str, wanted_us: int) -> int:
         """Take from the first lines that have something. Returns what was moved."""

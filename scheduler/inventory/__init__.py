@@ -19,7 +19,7 @@ from scheduler.domain.changes import Changes, Saved
 from scheduler.domain.cluster import Lease, LeaseKey, LeaseState, Node, NodeState, ReclaimRecord, Site
 from scheduler.domain.jobs import Job, Worker
 from scheduler.domain.ledger import Account, AccountKey, Books
-from scheduler.domain.plan import Assign, Rejected, Release, Snapshot
+from scheduler.domain.plan import Assign, Outlook, Rejected, Release, Snapshot
 from scheduler.domain.reasons import Refused
 from scheduler.inventory import agents, assigning, checks, jobs, sites, ticks
 from scheduler.inventory.effects import Effect
@@ -152,7 +152,14 @@ class Inventory:
             workers=tuple(w for _, w in sorted(r.workers.items()) if w.is_live),
             suspect=tuple(key for key in live if key.node in r.suspect_since) if r.suspect_since else (),
             withheld=tuple(held for _, held in sorted(r.withheld.items())),
+            outlooks=tuple(self._outlook(site, now_s) for site in sorted(r.pasts)),
+            usages=r.shares.usages(),
+            spent=tuple((job, r.books.job_us(job) / 1e6) for job in sorted(r.live_jobs) if _has_budget(r.jobs[job])),
         )
+
+    def _outlook(self, site: str, now_s: float) -> Outlook:
+        r = self._records
+        return r.pasts[site].outlook(site, now_s, (lease for lease in r.live_leases() if lease.site == site))
 
     def check(self) -> None:
         """Raises AssertionError if any invariant is broken."""
@@ -217,6 +224,10 @@ class Inventory:
         return effects
 
 
+def _has_budget(job: Job) -> bool:
+    return job.budget_device_s is not None
+
+
 def _restore(r: Records, saved: Saved) -> None:
     r.last_epoch, r.last_sequence = saved.last_epoch, saved.last_sequence
     r.requests = dict(saved.requests)
@@ -233,6 +244,8 @@ def _restore(r: Records, saved: Saved) -> None:
     for key in sorted(r.live_lease.values()):
         rebook(r, key, r.leases[key].booked_until_s)
     r.take_changes()
+    for lease in sorted(saved.ended, key=lambda lease: (lease.ended_s or 0.0, lease.key)):
+        r.past_of(lease.site).restore(lease)
     for node in saved.nodes:
         _restore_node(r, node)
 

@@ -61,6 +61,7 @@ def open_if_spare(r: Records, node: Node) -> None:
     r.put(lease)
     r.books.open(str(key), AccountKey(node.site, node.id, "", ""), (d.id for d in devices), r.now_s)
     r.move(node, NodeState.LENT)
+    r.past_of(node.site).opened(r.now_s)
     r.log("lease_opened", f"lease {key}: {len(devices)} devices of {node.id}", node=node.id, site=node.site)
     r.effects.append(Grant(lease))
     join_if_possible(r, lease)
@@ -109,6 +110,7 @@ def end_lease(r: Records, lease: Lease, cause: str) -> None:
     for worker in r.workers_on(lease.key):
         lose_worker(r, worker, f"lease {lease.key} ended: {cause}")
     r.books.close(str(lease.key), r.now_s)
+    r.past_of(lease.site).ended(lease, r.now_s, cause)
     r.move(r.leases[lease.key], LeaseState.ENDED, ended_s=r.now_s, end_cause=cause, booked_until_s=r.now_s)
     r.log("lease_ended", f"lease {lease.key} ended: {cause}", node=lease.key.node, site=lease.site)
     r.effects.append(Forget(lease.key, lease.site))

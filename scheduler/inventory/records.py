@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from scheduler.domain.jobs import Job, Worker
 from scheduler.domain.ledger import Books
 from scheduler.domain.plan import Assign, Withheld
 from scheduler.inventory.effects import Effect
+from scheduler.inventory.past import SitePast
+from scheduler.inventory.shares import Shares
 from scheduler.lifecycle import move
 from scheduler.lifecycle.moves import AnyState, name_of
 
@@ -76,6 +78,9 @@ class Records:
         self.last_step: dict[str, Assign] = {}
         self.steps_lost: dict[str, int] = {}  # job -> since its last rescale
         self.energy_j: dict[LeaseKey, float] = {}
+        self.pasts: dict[str, SitePast] = {}  # site -> how its nodes come and go; learnt again from ended leases
+        self.shares = Shares()
+        self.next_look_s = 0.0  # when waiting jobs are weighed anew though nothing else has changed
         self.stories: dict[str, deque[tuple[float, tuple[str, ...], str]]] = {}
         self.dirty = Dirty()
         self._live_keys: tuple[LeaseKey, ...] | None = None  # None: to be sorted anew
@@ -180,6 +185,10 @@ class Records:
 
     # --- reading -----------------------------------------------------------------------------------------------
 
+    def past_of(self, site: str) -> SitePast:
+        """How a site's nodes come and go."""
+        return self.pasts.setdefault(site, SitePast())
+
     def live_lease_of(self, node: str) -> Lease | None:
         """The node's live lease, if it has one."""
         key = self.live_lease.get(node)
@@ -190,6 +199,10 @@ class Records:
         if self._live_keys is None:
             self._live_keys = tuple(self.live_lease[node] for node in sorted(self.live_lease))
         return self._live_keys
+
+    def live_leases(self) -> Iterator[Lease]:
+        """Leases that have not ended, in no order."""
+        return (self.leases[key] for key in self.live_lease.values())
 
     def workers_on(self, key: LeaseKey) -> list[Worker]:
         """Live workers on a lease, sorted by id."""

@@ -11,6 +11,9 @@ from scheduler.inventory.records import Records
 BOOK_EVERY_S = 10.0
 """The books of all leases are brought up to date this often."""
 
+LOOK_EVERY_S = 30.0
+"""Jobs that wait, have a deadline or a budget are weighed anew this often, whatever else happens."""
+
 RESTART_EXTRA_S = 15.0
 """After a restart of the scheduler agents get so much longer to come back: they may be pausing before the next try."""
 
@@ -29,7 +32,19 @@ def tick(r: Records, e: events.Tick) -> None:
     for job in [j for j, held in sorted(r.withheld.items()) if held.until_s <= r.now_s]:
         del r.withheld[job]
         r.version += 1
+    _look_again(r)
     _forget_old_leases(r)
+
+
+def _look_again(r: Records) -> None:
+    """Time alone changes what waiting, late and budgeted jobs are worth: plan anew now and then."""
+    if r.now_s < r.next_look_s:
+        return
+    r.next_look_s = r.now_s + LOOK_EVERY_S
+    r.shares.note(r.books.used_us, r.now_s)
+    jobs = [r.jobs[job] for job in r.live_jobs]
+    if any(not job.width or job.deadline_s is not None or job.budget_device_s is not None for job in jobs):
+        r.version += 1
 
 
 def _lose_silent_nodes(r: Records) -> None:

@@ -1,0 +1,49 @@
+"""What the inventory learns of a site: how long its leases last, how often its nodes change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from scheduler.domain.cluster import Lease
+from scheduler.domain.plan import Outlook
+from scheduler.planning.forecast import Forecast, IdleHistory
+from scheduler.planning.tempo import Tempo, horizon_s
+
+LEARN_EVERY_S = 600.0
+"""The forecast is made anew this often: it changes slowly, and live leases have to be looked through for it."""
+
+OURS = ("raylet_failed", "raylet_died", "drained", "expiry", "unknown")
+"""Beginnings of causes that say nothing of what the owner would have done: the lease is censored."""
+
+
+@dataclass(slots=True)
+class SitePast:
+    """One site's. Leases are told of when they open and end."""
+
+    history: IdleHistory = field(default_factory=IdleHistory)
+    tempo: Tempo = field(default_factory=Tempo)
+    forecast: Forecast = field(default_factory=Forecast)
+    _learnt_s: float | None = None
+
+    def opened(self, at_s: float) -> None:
+        """A node came."""
+        self.tempo.changed(at_s)
+
+    def ended(self, lease: Lease, at_s: float, cause: str) -> None:
+        """A node went."""
+        self.tempo.changed(at_s)
+        reason = lease.drain_cause or cause
+        self.history.lease_ended(max(0.0, at_s - lease.started_s), at_s, by_owner=not reason.startswith(OURS))
+
+    def restore(self, lease: Lease) -> None:
+        """A lease that ended before the scheduler was started; they come in the order of their ends."""
+        if lease.ended_s is not None:
+            self.ended(lease, lease.ended_s, lease.end_cause)
+
+    def outlook(self, site: str, now_s: float, live: Iterable[Lease]) -> Outlook:
+        """What it says of the future; `live` are the site's leases that have not ended."""
+        if self._learnt_s is None or now_s >= self._learnt_s + LEARN_EVERY_S:
+            self.forecast = self.history.forecast(max(0.0, now_s - lease.started_s) for lease in live)
+            self._learnt_s = now_s
+        return Outlook(site, horizon_s(self.tempo.gap_s, self.forecast), self.forecast.hazard_per_s)
