@@ -5,6 +5,7 @@ All methods are coroutines, so Ray answers them on an event loop while the threa
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ class TrainWorkerActor:
         self._orders.cancel(number)
 
     def _run(self, spec_json: str, folder: Path) -> None:
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # matrix products that do not depend on where memory lies
         try:
             from runtime.training.worker import TrainWorker
 

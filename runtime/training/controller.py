@@ -339,6 +339,7 @@ class TrainController:
             return
         self._ended = True
         self._progress.flush(len(self._generation.members) if self._generation else 0)
-        for worker in list(self._links):
-            await self._let_go(worker)
+        for link in self._links.values():  # not "left": a worker that leaves a job that goes on would be replaced
+            await link.dismiss()
+        self._links.clear()
         self._reports.ended(self._job, outcome, message, output)

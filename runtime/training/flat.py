@@ -43,17 +43,26 @@ class DensePiece:
     """A model's dense parameters as one `Flat`: matrices first (decayed), then norms and biases."""
 
     def __init__(self, model: MoeModel) -> None:
-        named = list(model.named_parameters())
-        matrices = [p for _, p in named if p.dim() > 1]
-        vectors = [p for _, p in named if p.dim() <= 1]
-        self._parameters = matrices + vectors
-        self._decayed = sum(p.numel() for p in matrices)
-        self.size = sum(p.numel() for p in self._parameters)
-        device = self._parameters[0].device
-        flat = Flat(torch.zeros(3, self.size, device=device), self._decayed)
-        flat.buffer[0] = torch.cat([p.detach().flatten() for p in self._parameters])
-        flat.attach(self._parameters)
-        self.flat = flat
+        parameters = sorted(model.parameters(), key=lambda p: p.dim() <= 1)  # stable: named order otherwise
+        self._places: dict[int, tuple[int, int]] = {}
+        start = 0
+        for parameter in parameters:
+            self._places[id(parameter)] = (start, start + parameter.numel())
+            start += parameter.numel()
+        self.size = start
+        decayed = sum(p.numel() for p in parameters if p.dim() > 1)
+        self.flat = Flat(torch.zeros(3, self.size, device=parameters[0].device), decayed)
+        self.flat.buffer[0] = torch.cat([p.detach().flatten() for p in parameters])
+        self.flat.attach(parameters)
+
+    def place(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """Where a parameter of the model lies in the buffer."""
+        return self._places[id(parameter)]
+
+    def view(self, parameter: nn.Parameter) -> Tensor:
+        """Its values there."""
+        start, end = self.place(parameter)
+        return self.flat.buffer[0, start:end].view(parameter.shape)
 
     def load(self, buffer: Tensor) -> None:
         """Take over the state of a (3, P) buffer."""

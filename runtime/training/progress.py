@@ -1,4 +1,4 @@
-"""What a train job's user sees of its steps: a line a second, and what was lost."""
+"""What a train job's user sees of its steps: progress every second, a line in its log now and then, what was lost."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from runtime.site.controller import Reports
 from runtime.training.pulse import Event
 
 EVERY_S = 1.0
+LOG_EVERY_S = 5.0
 WINDOW = 20
 """Steps over which the rate is measured; never across a switch."""
 
@@ -22,7 +23,7 @@ class Progress:
         self._ends_s: deque[float] = deque(maxlen=WINDOW + 1)
         self._step_s = 0.0  # measured time of one step
         self._newest: Event | None = None
-        self._told_s = 0.0
+        self._told_s = self._logged_s = 0.0
         self._total = self._batch = 0
         self.since_switch = 0
 
@@ -55,6 +56,10 @@ class Progress:
         done, loss = self._newest["step"] + 1, self._newest["loss"]
         metrics = {"gradient_norm": self._newest["gradient_norm"] or 0.0}
         self._reports.progress(self._job, done, self._total, rate, "samples/s", width, loss or 0.0, metrics)
+        if self._told_s - self._logged_s >= LOG_EVERY_S or done == self._total:
+            self._logged_s = self._told_s
+            line = f"step {done} of {self._total}: loss {loss or 0.0:.4f}, {rate:.1f} samples/s on {width} workers"
+            self._reports.log(self._job, "", [line])
 
     def is_beyond(self, step: int) -> bool:
         """Whether more than `step` steps had been taken."""

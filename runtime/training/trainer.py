@@ -1,8 +1,9 @@
-"""One training step of a generation: the same mathematics at any width.
+"""One training step of a generation: the same mathematics at any width, to the last bit (`grains`).
 
-The global batch is split into whole sequences. Loss is the sum over tokens divided by all tokens of the step, so
-gradients simply add up over workers. Every collective comes before the first parameter changes: a step that a lost
-peer breaks has changed nothing.
+Loss is the sum over tokens divided by all tokens of the step, so gradients simply add up over workers. Every
+collective comes before the first parameter changes: a step that a lost peer breaks has changed nothing.
+
+P dense parameters, N grains, L layers, E experts of a layer.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from protocol.jobspec import TrainPart
+from protocol.jobspec import JobSpec
 from runtime.moe.routers import SigmoidBiasRouter
 from runtime.training.adamw import clip_scale, learning_rate, update
 from runtime.training.expert_parallel import ExpertParallel
 from runtime.training.flat import zero_gradients
 from runtime.training.generation import Generation
+from runtime.training.grains import Replica, grain_count, losses
 from runtime.training.group import Group
 from runtime.training.state import Position, TrainState
 from runtime.training.text import Batches, share
@@ -31,12 +32,12 @@ class Signals:
     """What a worker tells all others at each step's end, beside its part of the loss."""
 
     pending: int = 0  # newest switch that it was ordered to
-    checkpoint: int = 0  # what its checkpoint writer does (runtime.training.checkpoints.Writing)
+    checkpoint: int = 0  # what its checkpoint writer does (runtime.training.checkpoint_writer.Writing)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One step's end, the same on every member (but for `compute_s`)."""
+    """One step's end, the same on every member."""
 
     step: int  # the step that was just taken, from 0
     loss: float
@@ -50,29 +51,36 @@ class Trainer:
     """Takes steps of one generation."""
 
     def __init__(
-        self, part: TrainPart, state: TrainState, batches: Batches, group: Group, generation: Generation
+        self, spec: JobSpec, state: TrainState, batches: Batches, group: Group, generation: Generation
     ) -> None:
-        self._part, self._state, self._batches, self._group = part, state, batches, group
+        assert spec.train is not None
+        self._part, self._state, self._batches, self._group = spec.train, state, batches, group
         shape = (state.config.layers, state.config.experts)
         self._executor = ExpertParallel(group, generation, state.weights(), shape)
         self._balanced = [m for m in state.model.modules() if isinstance(m, SigmoidBiasRouter)]
-        self._routed_LE = torch.zeros(shape, dtype=torch.float64, device=state.device)
-        self._total_tokens = part.global_batch * part.sequence_length
+        self._grains = grain_count(spec.train.global_batch, spec.max_width)
+        self._mine = range(*share(self._grains, group.size, group.rank))
+        self._replicas = [Replica(state.model, state.dense) for _ in range(max(len(self._mine), 1))]
+        self._total_tokens = spec.train.global_batch * spec.train.sequence_length
+        # one float64 buffer is summed over all workers: dense gradients, each grain's loss, and by expert the
+        # squared norm of its gradient and the tokens it saw; of the last three only one worker has each number
+        sizes = (state.dense.size, self._grains, math.prod(shape), math.prod(shape))
+        self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=state.device)
+        self._gradient_P, self._losses_N, norms, routed = self._sums.split(sizes)
+        self._squared_norms_LE, self._routed_LE = norms.view(shape), routed.view(shape)
 
     def step(self, signals: Signals) -> Outcome:
         """Forward, backward, reduce, tell, update. Raises `PeerLost` with the state as it was."""
-        state = self._state
+        state, taken = self._state, self._state.position
         started, waited_s = time.monotonic(), self._group.waited_s
-        loss_sum = self._forward_backward(state.position.step)
+        self._forward_backward(taken.step)
         computed_s = time.monotonic() - started - (self._group.waited_s - waited_s)
-        self._group.all_reduce(state.dense.flat.grad)
-        if self._balanced:
-            self._group.all_reduce(self._routed_LE)
-        told = self._tell(loss_sum, signals, computed_s)
-        loss = float(told[:, 0].sum()) / self._total_tokens
-        squared_norm = state.dense.flat.squared_gradient() + float(told[:, 1].sum())
+        self._group.all_reduce(self._sums)
+        told = self._tell(signals, computed_s)
+        state.dense.flat.grad.copy_(self._gradient_P)
+        loss = float(self._losses_N.sum()) / self._total_tokens
+        squared_norm = state.dense.flat.squared_gradient() + float(self._squared_norms_LE.sum())
         is_finite = math.isfinite(loss) and math.isfinite(squared_norm)
-        taken = state.position
         if is_finite:
             self._update(squared_norm)
         state.position = Position(taken.step + 1, taken.skipped + (not is_finite))
@@ -81,27 +89,32 @@ class Trainer:
             loss=loss,
             gradient_norm=math.sqrt(squared_norm) if is_finite else math.nan,
             is_skipped=not is_finite,
-            signals=tuple(Signals(int(row[2]), int(row[3])) for row in told),
-            compute_s=tuple(told[:, 4].tolist()),
+            signals=tuple(Signals(int(row[0]), int(row[1])) for row in told),
+            compute_s=tuple(told[:, 2].tolist()),
         )
 
-    def _forward_backward(self, step: int) -> float:
-        zero_gradients(self._state.pieces())
-        rows = self._batches.rows(step, *share(self._part.global_batch, self._group.size, self._group.rank))
-        rows = rows.to(self._state.device)
-        logits_TV = self._state.model(rows[:, :-1], self._run_experts)
-        loss_sum = cross_entropy(logits_TV.float(), rows[:, 1:].flatten(), reduction="sum")
-        (loss_sum / self._total_tokens).backward()
-        return float(loss_sum.detach())
+    def _forward_backward(self, step: int) -> None:
+        state = self._state
+        self._sums.zero_()
+        zero_gradients([piece.flat for piece in state.experts.values()])
+        rows = [self._batches.rows(step, *share(self._part.global_batch, self._grains, g)) for g in self._mine]
+        rows = [r.to(state.device) for r in rows]
+        sums = losses(self._replicas, rows, self._run_experts, state.config.hidden_size)
+        (torch.stack(sums).sum() / self._total_tokens).backward()
+        for replica in self._replicas:
+            replica.add_gradient(self._gradient_P)
+        for grain, loss in zip(self._mine, sums, strict=False):
+            self._losses_N[grain] = loss.detach()
+        for key, piece in state.experts.items():
+            self._squared_norms_LE[key] = piece.flat.squared_gradient()
 
     def _run_experts(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         if self._balanced:
-            self._routed_LE[layer] = torch.bincount(expert_ids_TK.flatten(), minlength=self._routed_LE.shape[1])
+            self._routed_LE[layer] += torch.bincount(expert_ids_TK.flatten(), minlength=self._routed_LE.shape[1])
         return self._executor(layer, x_TD, expert_ids_TK, weights_TK)
 
-    def _tell(self, loss_sum: float, signals: Signals, computed_s: float) -> Tensor:
-        mine = sum(piece.flat.squared_gradient() for _, piece in sorted(self._state.experts.items()))
-        row = [loss_sum, mine, signals.pending, signals.checkpoint, computed_s]
+    def _tell(self, signals: Signals, computed_s: float) -> Tensor:
+        row = [signals.pending, signals.checkpoint, computed_s]
         told = torch.tensor(row, dtype=torch.float64, device=self._state.device)
         return self._group.all_gather(told).cpu()
 

@@ -37,7 +37,7 @@ class TrainWorker:
     def __init__(self, slot: WorkerSlot, spec: JobSpec, folder: Path, orders: Orders, pulse: Pulse) -> None:
         """`folder` is the job's own: its data and checkpoints lie there, shared by all of its workers."""
         assert spec.train is not None
-        self._part, self._slot, self._folder = spec.train, slot, folder
+        self._spec, self._part, self._slot, self._folder = spec, spec.train, slot, folder
         self._me = slot.worker
         self._orders, self._tell = orders, pulse.tell
         self._writer = CheckpointWriter(folder / "checkpoints", pulse.tell)
@@ -137,7 +137,7 @@ class TrainWorker:
         assert generation is not None
         assert group is not None
         assert self._batches is not None
-        trainer = Trainer(self._part, standing.state, self._batches, group, generation)
+        trainer = Trainer(self._spec, standing.state, self._batches, group, generation)
         while self.step < self._part.steps:
             outcome = trainer.step(Signals(self._orders.pending, int(self._writer.writing)))
             self._boundary_s = time.time()

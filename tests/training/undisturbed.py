@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -48,7 +51,22 @@ def run_undisturbed(spec: JobSpec, folder: Path) -> tuple[list[float], TrainStat
     torch.set_num_threads(1)
     try:
         batches = Batches(corpus, part.seed, part.sequence_length)
-        trainer = Trainer(part, state, batches, Group(object(), 0, 1), generation)
+        trainer = Trainer(spec, state, batches, Group(object(), 0, 1), generation)
         return [trainer.step(Signals()).loss for _ in range(part.steps)], state
     finally:
         torch.set_num_threads(threads)
+
+
+def run_undisturbed_elsewhere(spec: JobSpec, folder: Path) -> tuple[list[float], dict]:
+    """The same in a process set up as workers are: every step's loss, and every buffer of the state by item."""
+    script = (
+        "import sys, torch; from pathlib import Path; from protocol.jobspec import parse_json;"
+        "from tests.training.undisturbed import run_undisturbed as run;"
+        "losses, state = run(parse_json(sys.argv[1]), Path(sys.argv[2]));"
+        "buffers = {item: state.buffer(item) for item in ('dense', *state.experts)};"
+        "torch.save((losses, buffers), Path(sys.argv[2]) / 'undisturbed.pt')"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT"}
+    command = [sys.executable, "-c", script, spec.model_dump_json(), str(folder)]
+    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[2], timeout=240)
+    return torch.load(folder / "undisturbed.pt")
