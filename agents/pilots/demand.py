@@ -17,6 +17,7 @@ from protocol.metadata import TOKEN_KEY
 
 ANSWER_S = 10.0
 _WANTING = frozenset({"queued", "starting", "running", "parked"})
+_ABSENT = frozenset({"suspect", "lost"})
 _HOPELESS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
 
 T = TypeVar("T")
@@ -48,7 +49,8 @@ def work(jobs: Sequence[pb.Job], nodes: Sequence[pb.Node], site: str, devices_pe
     known = [len(node.devices) for node in ours if node.devices]
     per_node = max(1, min(known, default=devices_per_node))
     at_work = frozenset(node.id.removeprefix(prefix) for node in ours if node.workers)
-    return Work(math.ceil(max(0, wanted - elsewhere) / per_node), at_work)
+    present = frozenset(node.id.removeprefix(prefix) for node in ours if node.state not in _ABSENT)
+    return Work(math.ceil(max(0, wanted - elsewhere) / per_node), at_work, present)
 
 
 class Demand:

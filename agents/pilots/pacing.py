@@ -22,6 +22,11 @@ class Pace:
         """Something happened: look again soon."""
         return self._after(self.quick_s, now_s)
 
+    def hurried(self, now_s: float) -> Pace:
+        """There is a sign of change: do not wait out a long pause."""
+        looked_s = self.next_s - self.pause_s
+        return replace(self, next_s=max(now_s, min(self.next_s, looked_s + self.quick_s)))
+
     def quiet(self, now_s: float) -> Pace:
         """Nothing happened: take longer."""
         return self._after(min(self.quiet_s, max(self.quick_s, self.pause_s * _SLOWER)), now_s)

@@ -57,7 +57,7 @@ class Pilots:
         self.system, self.asker, self.plan = system, asker, plan
         self.watch = IdleWatch()
         self.machine: Machine | None = None
-        self.problem = ""
+        self.problem, self.reason = "", ""
         self._pace = plan.pace
         self._limits: Limits | None = None
         self._work: Work | None = None
@@ -66,7 +66,6 @@ class Pilots:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`, then withdraw all pilots. Raises `NotAllowed`."""
-        self._mark(False)
         while not stop.is_set():
             await self._turn(time.monotonic())
             with contextlib.suppress(TimeoutError):
@@ -78,11 +77,14 @@ class Pilots:
             await asyncio.sleep(0.5)
 
     async def _turn(self, now_s: float) -> None:
+        before = self._work
         try:
             self._work = await self.asker.ask()
         except NoAnswer as silence:
             self._say(f"the scheduler does not answer: {silence}")
             return  # nothing new is submitted, nothing is withdrawn: it may be back in a moment
+        if before is not None and before.present != self._work.present:
+            self._pace = self._pace.hurried(now_s)
         had_work = errand.is_wanted(self.plan.folder)
         self._mark(self._work.nodes > 0)
         if not self._work.nodes:
@@ -112,7 +114,7 @@ class Pilots:
         except (Unreachable, Refused) as problem:
             self._fail(problem, now_s)
             return
-        self._say(decision.reason)
+        self._say("", decision.reason)
         same = before is not None and before.pilots == self.machine.pilots
         quiet = same and not decision.submit and not decision.cancel
         self._pace = self._pace.quiet(now_s) if quiet else self._pace.changed(now_s)
@@ -155,7 +157,7 @@ class Pilots:
         live = [p for p in self.machine.pilots if p.state is not PilotState.ENDING]
         self._may_have_pilots = bool(live)
         self._pace = self._pace.changed(now_s) if live else replace(self._pace, next_s=0.0, pause_s=0.0)
-        self._say(f"withdrawing {len(live)} pilots" if live else "there is no work, so there are no pilots")
+        self._say("", f"withdrawing {len(live)} pilots" if live else "there is no work, so there are no pilots")
 
     def _fail(self, problem: Exception, now_s: float) -> None:
         self._limits = None  # it may be another machine when it answers again
@@ -164,10 +166,12 @@ class Pilots:
 
     # --- what is told --------------------------------------------------------------------------------------------
 
-    def _say(self, problem: str) -> None:
+    def _say(self, problem: str, reason: str = "") -> None:
         if problem and problem != self.problem:
             log.warning("%s", problem)
-        self.problem = problem
+        elif reason and reason != self.reason:
+            log.info("%s", reason)
+        self.problem, self.reason = problem, reason
 
     def _note(self) -> None:
         """Keep `status.json` up to date; a full disk is no reason to stop."""
@@ -193,4 +197,5 @@ class Pilots:
             "lengths_min": [s / 60 for s in self._bag().lengths_s],
             "notice_s": self._limits.notice_s if self._limits else None,
             "problem": self.problem,
+            "reason": self.reason,
         }

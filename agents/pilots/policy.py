@@ -37,10 +37,12 @@ class Bag:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """How many nodes the work there is could use, and which nodes (batch system's names) carry some of it now."""
+    """How many nodes the work there is could use; of the nodes of pilots (the batch system's names), those that
+    carry some of it now, and those whose agents are there at all."""
 
     nodes: int
     at_work: frozenset[str] = frozenset()
+    present: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,18 @@ class Decision:
 
 def decide(machine: Machine, work: Work, bag: Bag, limits: Limits) -> Decision:
     """What to submit and cancel now. Once that is done, the same question has the answer: nothing."""
+    if not machine.nodes and work.nodes:
+        return Decision(reason="no node of the place can run jobs now")  # as while a controller starts anew
     doomed = _doomed(machine, work, bag)
     running = [p for p in machine.in_state(PilotState.RUNNING) if p.id not in doomed]
     pending = machine.in_state(PilotState.PENDING)
     lengths_s = fitting(bag.lengths_s, machine, limits)
     free = max(0, room(machine, work, bag) - len(running))
-    target = _spread(_most_waiting(free, machine, work, bag, len(lengths_s)), lengths_s, min(bag.each, free))
+    target = _target(free, machine, work, bag, lengths_s)
     surplus = _surplus(pending, target)
     waiting = [p for p in pending if p.id not in surplus]
     submit = _deficit(waiting, target, bag)
-    return Decision(submit, tuple(sorted((*doomed, *surplus), key=_order)), _reason(machine, work, lengths_s, free))
+    return Decision(submit, tuple(sorted((*doomed, *surplus), key=_order)), _reason(work, lengths_s, free))
 
 
 def room(machine: Machine, work: Work, bag: Bag) -> int:
@@ -86,12 +90,15 @@ def fitting(lengths_s: tuple[float, ...], machine: Machine, limits: Limits) -> t
 
 
 def _doomed(machine: Machine, work: Work, bag: Bag) -> set[str]:
-    """Running pilots that must go: on nodes that an operator empties, and those beyond the room, idle ones first."""
+    """Running pilots that must go: on nodes that an operator empties, and those beyond work or cap, idle ones first.
+
+    Not those beyond the number of nodes: a node that is down for a moment takes no pilot with it.
+    """
     running = machine.in_state(PilotState.RUNNING)
     leaving = {p.id for p in running if p.node in machine.leaving}
     staying = sorted((p for p in running if p.id not in leaving), key=lambda p: (p.node in work.at_work, _age(p)))
-    surplus = max(0, len(staying) - room(machine, work, bag))
-    return leaving | {p.id for p in staying[:surplus]}
+    allowed = work.nodes if bag.cap is None else min(work.nodes, bag.cap)
+    return leaving | {p.id for p in staying[: max(0, len(staying) - allowed)]}
 
 
 def _age(pilot: PilotJob) -> tuple[int, ...]:
@@ -103,11 +110,16 @@ def _order(pilot: str) -> tuple[int, ...]:
     return tuple(int(part) for part in pilot.replace("_", ".").split(".") if part.isdigit())
 
 
-def _most_waiting(free: int, machine: Machine, work: Work, bag: Bag, lengths: int) -> int:
-    """How many may wait in all. Where the machine itself sets the bound, every length may wait for every free node;
-    where a cap, a reserve or the work does, no more may wait than may start."""
-    bounded = room(machine, work, bag) < machine.nodes
-    return min(bag.most_pending, free if bounded else free * lengths)
+def _target(free: int, machine: Machine, work: Work, bag: Bag, lengths_s: tuple[float, ...]) -> dict[float, int]:
+    """How many of each length are to wait.
+
+    Where the machine itself sets the bound, all of the bag waits for whatever comes free next. Where a cap, a reserve
+    or the work does, no more may wait than may start.
+    """
+    if room(machine, work, bag) < machine.nodes:
+        return _spread(min(bag.most_pending, free), lengths_s, min(bag.each, free))
+    each = min(bag.each, machine.nodes)
+    return _spread(min(bag.most_pending, each * len(lengths_s)), lengths_s, each)
 
 
 def _spread(total: int, lengths_s: tuple[float, ...], each: int) -> dict[float, int]:
@@ -152,11 +164,9 @@ def _deficit(waiting: list[PilotJob], target: dict[float, int], bag: Bag) -> tup
     return tuple(orders)
 
 
-def _reason(machine: Machine, work: Work, lengths_s: tuple[float, ...], free: int) -> str:
+def _reason(work: Work, lengths_s: tuple[float, ...], free: int) -> str:
     if not work.nodes:
         return "there is no work"
-    if not machine.nodes:
-        return "no node of the place can run jobs"
     if not lengths_s:
         return "no pilot is short enough to end before the next job of others is expected to start"
     return "" if free else "as many pilots run as may"
