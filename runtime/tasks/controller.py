@@ -161,7 +161,7 @@ class TaskController:
             self._settling.cancel()
         members = list(self._members.values())
         for member in members:
-            member.stop(message)
+            member.finish(message)
         await asyncio.gather(*(member.over.wait() for member in members))
         if self._watching and self._watching is not asyncio.current_task():
             self._watching.cancel()

@@ -52,6 +52,7 @@ class Member:
         self._timer: asyncio.TimerHandle | None = None
         self._run_began_s = 0.0
         self._stop_cause = ""
+        self._ends_with_job = False
         self.over = asyncio.Event()
         self._is_let_go = False
         self._task = asyncio.create_task(self._live(), name=f"{job}: {slot.worker}")
@@ -76,6 +77,11 @@ class Member:
         """End it now; what it is at waits again."""
         self._stop_cause = self._stop_cause or cause
         self._task.cancel()
+
+    def finish(self, cause: str) -> None:
+        """End it with its job. It does not say that it left: a worker that leaves a live job would be replaced."""
+        self._ends_with_job = True
+        self.stop(cause)
 
     def lose(self, cause: str) -> None:
         """Its node is gone."""
@@ -168,7 +174,8 @@ class Member:
             await self._actors.stop(self.slot.worker)
         except Exception as error:
             log.warning("job %s: stopping %s failed: %s", self._job, self.slot.worker, _first_line(error))
-        self._reports.worker(self._job, self.slot, "lost" if self.was_lost else "left", cause)
+        if not self._ends_with_job:
+            self._reports.worker(self._job, self.slot, "lost" if self.was_lost else "left", cause)
         self.over.set()
 
 

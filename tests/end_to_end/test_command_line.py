@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fallow.local_cluster import LocalCluster
 from tests.end_to_end.conftest import Fallow, run_fallow
-from tests.end_to_end.small import until
+from tests.end_to_end.small import train_spec, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -46,6 +47,18 @@ def test_run_a_command(fallow: Fallow, tmp_path: Path) -> None:
     assert {line for line in done.out.splitlines() if line.startswith("item")} == {"item 0", "item 1", "item 2"}
 
 
+def test_a_train_job_from_submit_to_logs(fallow: Fallow, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(train_spec(tmp_path / "out", steps=30)))
+    done = fallow("submit", "--watch", str(file))
+    assert done.code == 0, done.err
+    job = done.out.splitlines()[0]
+    assert "step 30 of 30" in fallow("logs", job).out
+    assert (tmp_path / "out" / "model.safetensors").exists() or list((tmp_path / "out").glob("*.safetensors"))
+    events = fallow("why", job, "--json").json["events"]
+    assert not [e for e in events if e["kind"] == "assign" and "loss" in e["message"]]
+
+
 def test_a_command_that_fails(fallow: Fallow, tmp_path: Path) -> None:
     done = fallow("run", "--output", str(tmp_path / "out"), "--retries", "0", "--", "false")
     assert done.code == 1
@@ -56,6 +69,7 @@ def test_a_function_from_python(cluster: LocalCluster, tmp_path: Path) -> None:
     factor = 7
     job = cluster.client.run(lambda x: factor * x, [{"x": x} for x in range(4)], output=tmp_path / "out").job
     assert cluster.client.wait(job, 120).succeeded
+    assert not [e for e in cluster.client.why(job).events if e.kind == "assign" and "loss" in e.message]
     written = "".join(p.read_text(errors="replace") for p in sorted((tmp_path / "out").rglob("*")) if p.is_file())
     assert "21" in written
 

@@ -97,7 +97,7 @@ async def test_every_item_ends_with_exactly_one_line_and_its_own_output(job: Job
     assert [line["parameters"] for line in sorted(lines, key=lambda line: line["item"])] == array
     assert (output / "logs" / "3.out").read_text() == "item 3\n"
     assert (output / "logs" / "3.err").read_text() == "worry\n"
-    assert job.reports.states("w0") == ["starting", "running", "left"]
+    assert job.reports.states("w0") == ["starting", "running"]  # it ends with its job, and is not to be replaced
     assert job.reports.of("reached")[0].args[0].revision == 1
     last = job.reports.of("progress")[-1]
     assert last.args[:3] == ("job-1", 6, 6)
