@@ -1,0 +1,121 @@
+"""The whole of it: training on the idle nodes of a real Slurm machine, with real raylets inside real pilots."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.slurm_machine import MachineShape, SlurmMachine
+from fallow.local_cluster import LocalCluster
+from tests.end_to_end.small import train_spec
+from tests.end_to_end.small import until as until_job
+from tests.slurm.harvest import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[SlurmMachine]:
+    """Three nodes. KillWait is the notice that a pilot gets, GraceTime does not come into it."""
+    with tempfile.TemporaryDirectory(prefix="fwm") as name:
+        Path(name).chmod(0o755)
+        with SlurmMachine(Path(name), MachineShape(nodes=3, grace_s=20, kill_wait_s=20)) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def fallow() -> Iterator[LocalCluster]:
+    """Scheduler and site, no agent."""
+    cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="fw-")), nodes=0)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        cluster.remove()
+
+
+@pytest.fixture(scope="module")
+def temp() -> Iterator[Path]:
+    """The nodes' folder for temporary files."""
+    with tempfile.TemporaryDirectory(prefix="fwt") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def pilots(machine: SlurmMachine, fallow: LocalCluster, temp: Path) -> Iterator[Path]:
+    """`fallow pilots`; its log."""
+    settings = {
+        "site": "local",
+        "scheduler": fallow.address,
+        "token_file": str(fallow.home / "tokens" / "site"),
+        "agent_token_file": str(fallow.home / "tokens" / "agent"),
+        "dir": str(fallow.home / "pilots"),
+        "place": {"partition": "spare", "environment": {"OMP_NUM_THREADS": "1"}},
+        "bag": {"lengths_min": [5, 20], "each": 3},
+        "agent": {"cores": 1, "memory_bytes": 1_000_000_000, "address": "127.0.0.1", "temp_dir": str(temp)},
+        "quick_s": 1.0,
+        "quiet_s": 10.0,
+    }
+    config, log = fallow.home / "pilots.yaml", fallow.home / "pilots.log"
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "agents", "pilots", "--slurm", "--config", str(config)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, env={**os.environ, **machine.environment}, stdout=output, stderr=output)
+    yield log
+    process.terminate()
+    assert process.wait(60) == 0
+    print(log.read_text())
+    for one in sorted((fallow.home / "pilots" / "log").glob("*")):
+        print(one.read_text(errors="replace"))
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("plasma", "ray", "fwp"))}
+
+
+def test_training_on_idle_nodes_gives_way_to_the_owner_and_loses_nothing(
+    machine: SlurmMachine, fallow: LocalCluster, pilots: Path, temp: Path, tmp_path: Path
+) -> None:
+    client = fallow.client
+    job = client.submit(train_spec(tmp_path / "out", steps=1_000_000, width=(1, 3))).job
+    before = until_job(client, job, lambda j: j.state == "running" and j.width == 3 and j.step > 5, 240)
+    owner = machine.submit("sleep 8", "--partition=owner", "--nodes=1", "--exclusive", "--time=1")
+    waited_s = until(lambda: any(j == owner and state == "RUNNING" for j, state, _, _ in machine.jobs()), limit_s=60)
+    node = next(nodes for j, _, _, nodes in machine.jobs() if j == owner)
+    assert waited_s < 21, "the notice and one second"
+    carried = list(temp.iterdir())
+    assert len(carried) == 2, f"only the pilots of the other two nodes have folders, not {node}: {carried}"
+    after = until_job(client, job, lambda j: j.width == 2 and j.step > before.step, 60)
+    assert after.steps_lost == 0
+    again = until_job(client, job, lambda j: j.width == 3 and j.step > after.step, 240)
+    assert again.steps_lost == 0
+    reclaims = [r for n in client.nodes() for r in n.reclaims]
+    assert reclaims
+    assert all(r.free_s <= r.grace_s and r.killed == 0 for r in reclaims), reclaims
+    client.cancel(job)
+    ended_s = until(lambda: not machine.jobs("--name=fallow-local"), pilots.read_text)
+    assert ended_s < 12  # the job's own end included
+    until(lambda: not list(temp.iterdir()), lambda: str(list(temp.iterdir())), 15)
+
+
+def test_a_pilot_that_is_cancelled_outright_loses_no_step_either(
+    machine: SlurmMachine, fallow: LocalCluster, pilots: Path, tmp_path: Path
+) -> None:
+    """An operator's scancel sends SIGTERM to every process of the pilot at once, the raylet's and workers' too."""
+    client = fallow.client
+    job = client.submit(train_spec(tmp_path / "out", steps=1_000_000, width=(1, 3))).job
+    before = until_job(client, job, lambda j: j.state == "running" and j.width == 3 and j.step > 5, 240)
+    pilot = machine.jobs("--name=fallow-local", "--state=running")[0][0]
+    machine.run("scancel", pilot)
+    after = until_job(client, job, lambda j: j.width == 2 and j.step > before.step, 60)
+    assert after.steps_lost == 0
+    client.cancel(job)
+    until(lambda: not machine.jobs("--name=fallow-local"), pilots.read_text)
