@@ -34,6 +34,9 @@ class LeaseKey:
     node: str
     epoch: int
 
+    def __hash__(self) -> int:
+        return self.epoch  # no two leases share one, and leases are looked up all the time
+
     def __str__(self) -> str:
         return f"{self.node}/{self.epoch}"
 

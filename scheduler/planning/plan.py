@@ -93,7 +93,7 @@ def _survive(standing: Standing, view: View, draft: _Draft) -> None:
 
 def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
     free: dict[PoolKey, list[Spot]] = {key: list(pool.free) for key, pool in view.pools.items()}
-    expected = {key: len(pool.emptying) for key, pool in view.pools.items()}
+    expected = {key: pool.emptying for key, pool in view.pools.items()}
     for claim in claims:
         expected[claim.pool] += len(leavers_of(claim, view.leases))
     for claim in sorted(claims, key=lambda c: c.standing.order[1:]):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Device, Lease, LeaseKey, LeaseState
 from scheduler.domain.jobs import Job, JobKind, JobState, Role, Worker, WorkerSlot, WorkerState
 from scheduler.domain.plan import Outlook, Snapshot
 from scheduler.planning.worth import fairness_of
+
+_SHARED = ("free", "emptying", "held")
+"""Uses of devices that can be shared out among jobs."""
 
 DEFAULT_HORIZON_S = 300.0
 """For a site of which nothing is known."""
@@ -37,8 +41,8 @@ class Pool:
 
     key: PoolKey
     free: tuple[Spot, ...] = ()  # nobody holds them
-    emptying: tuple[Spot, ...] = ()  # free as soon as workers that leave are gone
-    held: tuple[Spot, ...] = ()  # under workers that stay, of jobs that are planned
+    emptying: int = 0  # free as soon as workers that leave are gone
+    held: int = 0  # under workers that stay, of jobs that are planned
     memory_bytes: tuple[int, ...] = ()  # of all these devices, sorted
     draining: int = 0
     joining: int = 0
@@ -133,14 +137,16 @@ class View:
 
 def look(snapshot: Snapshot) -> View:
     """Read a snapshot."""
-    leases = {lease.key: lease for lease in sorted(snapshot.leases, key=lambda lease: lease.key)}
+    leases = {lease.key: lease for lease in snapshot.leases}
     workers = {worker.id: worker for worker in snapshot.workers}
     planned = [j for j in snapshot.jobs if j.state.is_live and j.state is not JobState.ENDING]
     sites = tuple(sorted(snapshot.connected_sites))
     standings = sorted((_stand(job, leases, workers, sites) for job in planned), key=lambda s: s.order)
     stayers = {slot.worker for standing in standings for slot in standing.staying}
-    holders = {(w.lease, device): w for w in snapshot.workers for device in w.devices}
-    pools = _pools(snapshot, leases.values(), holders, stayers)
+    holders: dict[LeaseKey, dict[str, Worker]] = {}
+    for worker in snapshot.workers:
+        holders.setdefault(worker.lease, {}).update(dict.fromkeys(worker.devices, worker))
+    pools = _pools(snapshot, holders, stayers)
     return View(leases, pools, tuple(standings), sites, _terms(snapshot, planned))
 
 
@@ -172,19 +178,34 @@ def _pool_of(slot: WorkerSlot, lease: Lease) -> PoolKey:
     return lease.site, kinds[slot.devices[0]]
 
 
-def _pools(
-    snapshot: Snapshot,
-    leases: Iterable[Lease],
-    holders: dict[tuple[LeaseKey, str], Worker],
-    stayers: set[str],
-) -> dict[PoolKey, Pool]:
-    sorted_spots: dict[PoolKey, dict[str, list[Spot]]] = {}
+@dataclass(slots=True)
+class _Count:
+    """A pool as far as it is counted."""
+
+    free: list[Spot] = field(default_factory=list)
+    memory_bytes: list[int] = field(default_factory=list)
+    of_use: Counter[str] = field(default_factory=Counter)
+
+
+def _pools(snapshot: Snapshot, holders: dict[LeaseKey, dict[str, Worker]], stayers: set[str]) -> dict[PoolKey, Pool]:
+    """Runs through every device, of which there may be very many: most are free, and nobody asks for them."""
+    counts: dict[PoolKey, _Count] = {}
     suspect = set(snapshot.suspect)
-    for lease in leases:
-        for device in sorted(lease.devices, key=lambda d: d.id):
-            use = _use(lease, holders.get((lease.key, device.id)), stayers, lease.key in suspect)
-            sorted_spots.setdefault((lease.site, device.kind), {}).setdefault(use, []).append(Spot(lease, device))
-    return {key: _pool(key, uses) for key, uses in sorted(sorted_spots.items())}
+    for lease in snapshot.leases:
+        held = holders.get(lease.key)
+        is_suspect = bool(suspect) and lease.key in suspect
+        devices = lease.devices if len(lease.devices) == 1 else sorted(lease.devices, key=lambda d: d.id)
+        for device in devices:
+            count = counts.get((lease.site, device.kind))
+            if count is None:
+                count = counts[lease.site, device.kind] = _Count()
+            use = _use(lease, held.get(device.id) if held else None, stayers, is_suspect)
+            count.of_use[use] += 1
+            if use in _SHARED:
+                count.memory_bytes.append(device.memory_bytes)
+            if use == "free":
+                count.free.append(Spot(lease, device))
+    return {key: _pool(key, count) for key, count in sorted(counts.items(), key=lambda item: item[0])}
 
 
 def _use(lease: Lease, holder: Worker | None, stayers: set[str], is_suspect: bool) -> str:
@@ -201,15 +222,7 @@ def _use(lease: Lease, holder: Worker | None, stayers: set[str], is_suspect: boo
     return "emptying"
 
 
-def _pool(key: PoolKey, uses: dict[str, list[Spot]]) -> Pool:
-    shared = (spot for use in ("free", "emptying", "held") for spot in uses.get(use, ()))
-    return Pool(
-        key,
-        free=tuple(uses.get("free", ())),
-        emptying=tuple(uses.get("emptying", ())),
-        held=tuple(uses.get("held", ())),
-        memory_bytes=tuple(sorted(spot.device.memory_bytes for spot in shared)),
-        draining=len(uses.get("draining", ())),
-        joining=len(uses.get("joining", ())),
-        suspect=len(uses.get("suspect", ())),
-    )
+def _pool(key: PoolKey, count: _Count) -> Pool:
+    uses = ("emptying", "held", "draining", "joining", "suspect")
+    memory_bytes = tuple(sorted(count.memory_bytes))
+    return Pool(key, tuple(count.free), memory_bytes=memory_bytes, **{use: count.of_use[use] for use in uses})

@@ -25,8 +25,7 @@ def no_site(job: Job, view: View) -> Reason:
 def too_large(job: Job, pools: list[Pool]) -> Reason:
     """The model does not fit on the devices that there are."""
     needed = least_bytes(job)
-    spots = [spot for pool in pools for spot in (*pool.free, *pool.emptying, *pool.held)]
-    most = max((spot.device.memory_bytes for spot in spots), default=0)
+    most = max((pool.memory_bytes[-1] for pool in pools if pool.capacity), default=0)
     message = (
         f"job {job.id}: a worker needs {_gib(needed)} of device memory at the job's widest ({job.max_width} workers); "
         f"the largest lent device has {_gib(most)}."
@@ -86,8 +85,8 @@ def _inventory(pool: Pool, promised: int = 0) -> str:
     counts = [
         (len(pool.free), "idle"),
         (promised, "promised to jobs that come first"),
-        (len(pool.emptying), "being left"),
-        (len(pool.held), "held by running jobs"),
+        (pool.emptying, "being left"),
+        (pool.held, "held by running jobs"),
         (pool.draining, "draining"),
         (pool.joining, "joining"),
         (pool.suspect, "out of touch"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scheduler.domain.cluster import LeaseState
 from scheduler.domain.jobs import Job, Role
 from scheduler.domain.plan import Plan, Snapshot, Withheld
 from scheduler.planning import why
@@ -45,15 +46,15 @@ class CountPolicy:
         pool = next(iter(view.pools.values()), None)
         if pool is None:
             return Admission((), {s.job.id: why.no_site(s.job, view) for s in standings})
-        self._decide(standings, pool)
+        self._decide(standings, pool, view)
         running = [s for s in standings if self._widths[s.job.id]]
         claims = tuple(_claim(s, pool, self._widths[s.job.id]) for s in running)
         waiting = {s.job.id: why.no_capacity(s.job, pool, s.job.min_width, 0) for s in standings if s not in running}
         return Admission(claims, waiting)
 
-    def _decide(self, standings: Sequence[Standing], pool: Pool) -> None:
-        spots = (*pool.free, *pool.emptying, *pool.held)
-        occasion = ({spot.lease.key for spot in spots}, [s.job.id for s in standings])
+    def _decide(self, standings: Sequence[Standing], pool: Pool, view: View) -> None:
+        ready = [key for key, lease in view.leases.items() if lease.state is LeaseState.READY]
+        occasion = (ready, [s.job.id for s in standings])
         if occasion != self._decided_for:
             widths = self.share(standings, pool.capacity)
             self._widths = {s.job.id: width for s, width in zip(standings, widths, strict=True)}
