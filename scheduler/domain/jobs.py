@@ -190,6 +190,7 @@ class Job:
     budget_device_s: float | None = None  # device-seconds that it may use in all
     kind_curves: tuple[KindCurve, ...] = ()  # what was measured, by kind of device, sorted
     turned_s: float = 0.0  # when it last got its first, or lost its last worker; else when it was submitted
+    waited_s: float = 0.0  # how long it had waited when it last got its first worker
     stalled_until_s: float = 0.0  # until when its newest rescale should have it stand still, by its costs
 
     @property

@@ -42,7 +42,7 @@ def _take_up(r: Records, job: Job, step: Assign) -> Job:
     fields = {
         "assignment": step.assignment,
         "site": _site(r, step) or job.site,
-        "turned_s": r.now_s if bool(job.width) != bool(step.assignment.workers) else job.turned_s,
+        **_turn(job, step, r.now_s),
         "stalled_until_s": r.now_s + _stall_s(job, step),
     }
     state = _state_after(job, bool(step.assignment.workers))
@@ -51,6 +51,13 @@ def _take_up(r: Records, job: Job, step: Assign) -> Job:
     else:
         r.move(job, state, **fields)
     return r.jobs[job.id]
+
+
+def _turn(job: Job, step: Assign, now_s: float) -> dict[str, float]:
+    """What changes if the job gets its first, or loses its last worker."""
+    if bool(job.width) == bool(step.assignment.workers):
+        return {}
+    return {"turned_s": now_s} if job.width else {"turned_s": now_s, "waited_s": now_s - job.turned_s}
 
 
 def _stall_s(job: Job, step: Assign) -> float:

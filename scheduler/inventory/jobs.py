@@ -181,8 +181,8 @@ def _is_no_rescale(job: Job, e: events.AssignmentReached) -> bool:
 
 
 def _learn_costs(costs: RescaleCosts, e: events.AssignmentReached) -> RescaleCosts:
-    if e.cause == "start":
-        return costs
+    if e.cause == "start" or not e.width:
+        return costs  # nothing that ran stood still
     if e.cause in _GROWTHS:
         return replace(costs, up_s=_blend(costs.up_s, e.stall_s))
     return replace(costs, down_s=_blend(costs.down_s, e.stall_s))

@@ -117,9 +117,7 @@ def _share_out(claims: list[Claim], pool: Pool, terms: Terms) -> list[Claim]:
     left, demands = pool.capacity, []
     for claim in claims:
         job = claim.standing.job
-        must_run = claim.floor_width <= left and (
-            has_its_turn(job, terms.now_s) or claim.standing.is_left_alone(terms.now_s)
-        )
+        must_run = claim.floor_width <= left and (has_its_turn(job) or claim.standing.is_left_alone(terms.now_s))
         left -= claim.floor_width if must_run else 0
         demands.append(_demand(claim, terms, must_run))
     best = allocate(demands, pool.capacity)

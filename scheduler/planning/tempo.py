@@ -3,7 +3,7 @@
 A decision taken now is looked at again when the site's nodes next change, on average after `gap_s`; what it wins is
 lost when its nodes go, on average after `life_s`. To grow at each change pays a stall each time; to wait for as long
 as nodes live leaves them idle. As in the batch size of economic ordering, the balance is the geometric mean of the two.
-On the traces of four machines it comes to between 150 and 900 s, each near what hindsight finds best there.
+On the traces of four machines it comes to between 120 and 900 s, each near what hindsight finds best there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PRIOR_GAPS = 4.0
 HALF_LIFE_S = 6 * 3600.0
 """After this time a gap counts half."""
 
-LIFE_UP_TO_S = 1800.0
+LIFE_UP_TO_S = 1200.0
 """A new node's life is counted up to here: no decision stands longer without being looked at."""
 
 SHORTEST_S = 30.0

@@ -28,11 +28,11 @@ Values = NDArray[np.float64]
 NOISE = 0.07
 """Share of a rate that may be error of its measurement: no workers change hands for less."""
 
-PATIENCE_S = 1800.0
-"""A waiting job counts once more for each such time that it waits, until it gets its turn."""
+PATIENCE_S = 3600.0
+"""A job that has waited so long counts twice; five times after twice the time, and so on."""
 
-TURN_S = 900.0
-"""A turn lasts at least so long, if there are devices: who came by waiting is not sent away at once."""
+TURN_S = 1800.0
+"""What it gained by waiting fades over so long a turn: who got workers for it is not sent away at once."""
 
 IN_TIME = 3.0
 """How often more that part of a job's rate counts without which it misses its deadline."""
@@ -73,16 +73,17 @@ def importance(job: Job, now_s: float, fairness: float) -> float:
 
 
 def patience(job: Job, now_s: float) -> float:
-    """1 for a job that runs; a waiting one counts the more, the longer it waits."""
-    if job.width:
-        return 1.0
-    return 1.0 + max(0.0, now_s - job.turned_s) / PATIENCE_S
+    """1 for a job that has run for long; one that waits counts the more, the longer it waits."""
+    since_s = max(0.0, now_s - job.turned_s)
+    if not job.width:
+        return 1.0 + (since_s / PATIENCE_S) ** 2
+    return 1.0 + (job.waited_s / PATIENCE_S) ** 2 * max(0.0, 1.0 - since_s / TURN_S)
 
 
-def has_its_turn(job: Job, now_s: float) -> bool:
-    """Whether the job gets its floor before the rest is weighed: a served model always, a job that has never run
-    (others shrink for it), and who has just begun."""
-    return job.kind is JobKind.SERVE or (now_s - job.turned_s < TURN_S if job.width else job.started_s is None)
+def has_its_turn(job: Job) -> bool:
+    """Whether the job gets its floor before the rest is weighed: served models, and who has never run (others shrink
+    for it)."""
+    return job.kind is JobKind.SERVE or (not job.width and job.started_s is None)
 
 
 def fairness_of(users: dict[str, float]) -> dict[str, float]:
