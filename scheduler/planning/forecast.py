@@ -12,6 +12,7 @@ piecewise-exponential form.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ AGE_EDGES_S: Floats = np.array(
     [0, 30, 60, 90, 120, 180, 240, 300, 420, 600, 900, 1200, 1800, 2700, 3600, 5400, 7200, 10_800, 21_600, 43_200, 1e9]
 )
 """Ages at which the hazard may change; 20 ranges, finer where most idle intervals end."""
+
+_EDGES_S = AGE_EDGES_S.tolist()
+_SPANS_S = np.diff(AGE_EDGES_S)
 
 PRIOR_HAZARD_PER_S = 2.0 / 3600
 """What is believed of a site of which nothing was seen: a node stays half an hour."""
@@ -69,9 +73,11 @@ class IdleHistory:
     def lease_ended(self, age_s: float, at_s: float, *, by_owner: bool) -> None:
         """A lease ended at this age: by its owner, or (`by_owner` false) by ourselves, which tells no end."""
         self._decay(at_s)
-        self._exposure_s += _exposure_s(np.array([age_s]))
+        last = _range_of(age_s)
+        self._exposure_s[:last] += _SPANS_S[:last]
+        self._exposure_s[last] += age_s - _EDGES_S[last]
         if by_owner:
-            self._ends[_range_of(age_s)] += 1.0
+            self._ends[last] += 1.0
 
     def forecast(self, live_ages_s: Iterable[float] = ()) -> Forecast:
         """What the counts say now; leases that are still live count with the ages that they have reached."""
@@ -94,4 +100,4 @@ def _exposure_s(ages_s: Floats) -> Floats:
 
 
 def _range_of(age_s: float) -> int:
-    return int(np.clip(np.searchsorted(AGE_EDGES_S, age_s, side="right") - 1, 0, len(AGE_EDGES_S) - 2))
+    return min(max(bisect_right(_EDGES_S, age_s) - 1, 0), len(_EDGES_S) - 2)

@@ -4,76 +4,99 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Lease, LeaseKey
 from scheduler.domain.jobs import Role, WorkerSlot
+from scheduler.planning.lasting import Lasting
 from scheduler.planning.view import Spot
 
-FOREVER_S = float("inf")
 APART = (Role.ENGINE, Role.SHARD)
 """Roles whose workers stand in for each other, and so must not be lost together."""
 
+TRAINING_FOR_S = 900.0
+SERVING_FOR_S = 3600.0
+"""A node is the better, the likelier it lasts so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What is known of the leases."""
+
+    leases: Mapping[LeaseKey, Lease]
+    lasting: Lasting = field(default_factory=Lasting)
+
 
 def choose_spots(
-    role: Role, count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]
+    role: Role, count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], ground: Ground, copies: int = 1
 ) -> tuple[Spot, ...]:
-    """At most `count` of the free spots for new workers of a role, beside the job's other workers `mates`."""
+    """At most `count` of the free spots for new workers of a role, beside the job's other workers `mates`.
+
+    `copies`: how many workers of the role stand in for each other.
+    """
     if role in APART:
-        return _apart(role, count, free, mates, leases)
-    return _together(count, free, mates, leases)
+        return _apart(role, count, free, mates, ground, copies)
+    return _together(count, free, mates, ground)
 
 
-def choose_leavers(
-    role: Role, count: int, slots: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]
-) -> tuple[WorkerSlot, ...]:
+def choose_leavers(role: Role, count: int, slots: Sequence[WorkerSlot], ground: Ground) -> tuple[WorkerSlot, ...]:
     """The `count` workers of a role that a shrinking job misses least."""
     left = list(slots)
     leavers: list[WorkerSlot] = []
     for _ in range(count):
-        leavers.append(_missed_least(role, left, leases))
+        leavers.append(_missed_least(role, left, ground))
         left.remove(leavers[-1])
     return tuple(leavers)
 
 
-def _missed_least(role: Role, slots: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]) -> WorkerSlot:
-    """Of stand-ins one that has a neighbour, of others a lonely one; then the one that ends first, the youngest."""
+def _missed_least(role: Role, slots: Sequence[WorkerSlot], ground: Ground) -> WorkerSlot:
+    """Of stand-ins one that has a neighbour, of others a lonely one; then the least likely to last, the youngest."""
     nodes = Counter(slot.lease.node for slot in slots)
-    cohorts = Counter(leases[slot.lease].cohort for slot in slots)
+    cohorts = Counter(ground.leases[slot.lease].cohort for slot in slots)
     sign = -1 if role in APART else 1
 
     def rank(slot: WorkerSlot) -> tuple[int, int, float, list[int]]:
-        lease = leases[slot.lease]
+        lease = ground.leases[slot.lease]
         youth = [-ord(letter) for letter in slot.worker]
-        return sign * nodes[slot.lease.node], sign * cohorts[lease.cohort], _end_s(lease), youth
+        chance = ground.lasting.chance(lease, _for_s(role))
+        return sign * nodes[slot.lease.node], sign * cohorts[lease.cohort], chance, youth
 
     return min(slots, key=rank)
 
 
-def _end_s(lease: Lease) -> float:
-    return FOREVER_S if lease.expected_end_s is None else lease.expected_end_s
+def _for_s(role: Role) -> float:
+    return SERVING_FOR_S if role in APART else TRAINING_FOR_S
 
 
-def _together(
-    count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]
-) -> tuple[Spot, ...]:
-    """Few cohorts: those that the job is in already, then the smallest that is large enough, else the largest."""
-    home_cohorts = {leases[slot.lease].cohort for slot in mates if slot.lease in leases}
+def _together(count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], ground: Ground) -> tuple[Spot, ...]:
+    """Few cohorts: those that the job is in already, then the one that is likeliest to last, the largest of equals."""
+    home_cohorts = {ground.leases[slot.lease].cohort for slot in mates if slot.lease in ground.leases}
     home_leases = {slot.lease for slot in mates}
     by_cohort = _by_cohort(free)
+
+    def rank(cohort: str) -> tuple[bool, float, int, str]:
+        spots = by_cohort[cohort]
+        chance = ground.lasting.chance(spots[0].lease, TRAINING_FOR_S)
+        return cohort not in home_cohorts, -chance, -len(spots), cohort
+
     chosen: list[Spot] = []
-    while by_cohort and len(chosen) < count:
+    for cohort in sorted(by_cohort, key=rank):
         missing = count - len(chosen)
-        cohort = min(by_cohort, key=lambda c: _cohort_rank(c, len(by_cohort[c]), missing, c in home_cohorts))
-        spots = by_cohort.pop(cohort)
-        sizes = Counter(spot.lease.key for spot in spots)
-        spots.sort(key=lambda s: (s.lease.key not in home_leases, -_end_s(s.lease), -sizes[s.lease.key], s.id))
-        chosen += spots[:missing]
+        if missing <= 0:
+            break
+        chosen += _best_of(by_cohort[cohort], missing, home_leases, ground)
     return tuple(chosen)
 
 
-def _cohort_rank(cohort: str, size: int, missing: int, is_home: bool) -> tuple[bool, bool, int, str]:
-    enough = size >= missing
-    return not is_home, not enough, size if enough else -size, cohort
+def _best_of(spots: list[Spot], count: int, home_leases: set[LeaseKey], ground: Ground) -> list[Spot]:
+    """Of one cohort: leases that the job is on already, then what lasts, then whole nodes."""
+    sizes = Counter(spot.lease.key for spot in spots)
+
+    def rank(spot: Spot) -> tuple[bool, float, int, tuple[LeaseKey, str]]:
+        chance = ground.lasting.chance(spot.lease, TRAINING_FOR_S)
+        return spot.lease.key not in home_leases, -chance, -sizes[spot.lease.key], spot.id
+
+    return sorted(spots, key=rank)[:count]
 
 
 def _by_cohort(spots: Iterable[Spot]) -> dict[str, list[Spot]]:
@@ -84,22 +107,26 @@ def _by_cohort(spots: Iterable[Spot]) -> dict[str, list[Spot]]:
 
 
 def _apart(
-    role: Role, count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]
+    role: Role, count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], ground: Ground, copies: int
 ) -> tuple[Spot, ...]:
-    """Different nodes, then different cohorts, from workers of the same role first; then the nodes that last."""
+    """Different nodes, no cohort with more than its share of the stand-ins; then the nodes that last."""
     same = [slot.lease for slot in mates if slot.role is role]
+    leases = ground.leases
     nodes, cohorts = Counter(key.node for key in same), Counter(leases[key].cohort for key in same if key in leases)
     others = Counter(slot.lease.node for slot in mates)
-    left = list(free)
+    share = max(1, (len(same) + count) // (2 * copies))
+    chances = {spot.id: round(ground.lasting.chance(spot.lease, SERVING_FOR_S), 3) for spot in free}
+    left = sorted(free, key=lambda s: (-chances[s.id], s.id))
     chosen: list[Spot] = []
     while left and len(chosen) < count:
         spot = min(
             left,
             key=lambda s: (
                 nodes[s.lease.key.node],
-                cohorts[s.lease.cohort],
+                _over(cohorts[s.lease.cohort], share),
                 others[s.lease.key.node],
-                -_end_s(s.lease),
+                -chances[s.id],
+                cohorts[s.lease.cohort],
                 s.id,
             ),
         )
@@ -109,3 +136,7 @@ def _apart(
         cohorts[spot.lease.cohort] += 1
         others[spot.lease.key.node] += 1
     return tuple(chosen)
+
+
+def _over(count: int, share: int) -> int:
+    return max(0, count + 1 - share)

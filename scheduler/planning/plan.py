@@ -17,6 +17,8 @@ from scheduler.domain.plan import Assign, Plan, Release, Snapshot, Step, Unplace
 from scheduler.domain.reasons import Reason
 from scheduler.planning import why
 from scheduler.planning.admission import Admission, Claim, admit
+from scheduler.planning.lasting import Lasting
+from scheduler.planning.placement import Ground
 from scheduler.planning.shaping import Shape, host_experts, leavers_of, shape
 from scheduler.planning.view import PoolKey, Spot, Standing, View, look
 
@@ -94,10 +96,11 @@ def _survive(standing: Standing, view: View, draft: _Draft) -> None:
 def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
     free: dict[PoolKey, list[Spot]] = {key: list(pool.free) for key, pool in view.pools.items()}
     expected = {key: pool.emptying for key, pool in view.pools.items()}
+    ground = Ground(view.leases, Lasting(view.terms.now_s, view.terms.outlooks.values()))
     for claim in claims:
-        expected[claim.pool] += len(leavers_of(claim, view.leases))
+        expected[claim.pool] += len(leavers_of(claim, ground))
     for claim in sorted(claims, key=lambda c: c.standing.order[1:]):
-        shaped = shape(claim, free[claim.pool], expected[claim.pool], view.leases)
+        shaped = shape(claim, free[claim.pool], expected[claim.pool], ground)
         if shaped.taken:
             taken = {spot.id for spot in shaped.taken}
             free[claim.pool] = [spot for spot in free[claim.pool] if spot.id not in taken]

@@ -12,7 +12,7 @@ from scheduler.domain.jobs import ExpertId, Job, ModelShape, Role, RoleNeed, Wor
 from scheduler.planning.admission import Claim
 from scheduler.planning.experts import assign_copies, assign_owners
 from scheduler.planning.fit import expert_slots, worker_bytes
-from scheduler.planning.placement import choose_leavers, choose_spots
+from scheduler.planning.placement import Ground, choose_leavers, choose_spots
 from scheduler.planning.view import Spot
 
 
@@ -41,25 +41,25 @@ def role_targets(needs: Sequence[RoleNeed], floors: Mapping[Role, int], width: i
     return targets
 
 
-def leavers_of(claim: Claim, leases: Mapping[LeaseKey, Lease]) -> tuple[WorkerSlot, ...]:
+def leavers_of(claim: Claim, ground: Ground) -> tuple[WorkerSlot, ...]:
     """Staying workers that the job gives up at its new width."""
     targets = role_targets(claim.standing.job.needs, claim.floors, claim.width)
     leavers: list[WorkerSlot] = []
     for role, target in targets.items():
         staying = claim.standing.staying_as(role)
         if len(staying) > target:
-            leavers += choose_leavers(role, len(staying) - target, staying, leases)
+            leavers += choose_leavers(role, len(staying) - target, staying, ground)
     return tuple(leavers)
 
 
-def shape(claim: Claim, free: Sequence[Spot], expected: int, leases: Mapping[LeaseKey, Lease]) -> Shape:
+def shape(claim: Claim, free: Sequence[Spot], expected: int, ground: Ground) -> Shape:
     """The job's workers, with new ones on `free` spots only.
 
     `expected` devices will be free soon: workers on draining leases are held for them where the job would else be
     below its minimum.
     """
     job, standing = claim.standing.job, claim.standing
-    leavers = set(leavers_of(claim, leases))
+    leavers = set(leavers_of(claim, ground))
     slots = [slot for slot in standing.staying if slot not in leavers]
     taken: list[Spot] = []
     for role, target in role_targets(job.needs, claim.floors, claim.width).items():
@@ -68,7 +68,7 @@ def shape(claim: Claim, free: Sequence[Spot], expected: int, leases: Mapping[Lea
         if target > have:
             large, gone = worker_bytes(job.shape, role, target), {spot.id for spot in taken}
             open_spots = [s for s in free if s.device.memory_bytes >= large and (not gone or s.id not in gone)]
-            spots = choose_spots(role, target - have, open_spots, slots, leases)
+            spots = choose_spots(role, target - have, open_spots, slots, ground, job.copies)
         slots += _new_slots(job, role, spots, len(taken))
         taken += spots
         missing = claim.floors[role] - have - len(spots)
@@ -77,7 +77,9 @@ def shape(claim: Claim, free: Sequence[Spot], expected: int, leases: Mapping[Lea
             if len(held) < missing or expected < missing:
                 return Shape(None)
             slots, expected = [*slots, *held], expected - missing
-    return Shape(host_experts(job, slots, leases), tuple(taken))
+    if job.assignment and slots == list(job.assignment.workers):
+        return Shape(job.assignment.workers)
+    return Shape(host_experts(job, slots, ground.leases), tuple(taken))
 
 
 def _new_slots(job: Job, role: Role, spots: Sequence[Spot], first: int) -> list[WorkerSlot]:

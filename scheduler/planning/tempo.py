@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scheduler.planning.forecast import Forecast
 
@@ -52,5 +53,10 @@ class Tempo:
 
 def horizon_s(gap_s: float, forecast: Forecast) -> float:
     """See the module."""
-    life_s = float(forecast.expected_use_s(0.0, LIFE_UP_TO_S))
-    return max(SHORTEST_S, math.sqrt(gap_s * life_s))
+    return max(SHORTEST_S, math.sqrt(gap_s * _life_s(forecast)))
+
+
+@lru_cache(maxsize=64)
+def _life_s(forecast: Forecast) -> float:
+    """A new node's; the same forecast is asked at every plan."""
+    return float(forecast.expected_use_s(0.0, LIFE_UP_TO_S))

@@ -145,7 +145,9 @@ def look(snapshot: Snapshot) -> View:
     stayers = {slot.worker for standing in standings for slot in standing.staying}
     holders: dict[LeaseKey, dict[str, Worker]] = {}
     for worker in snapshot.workers:
-        holders.setdefault(worker.lease, {}).update(dict.fromkeys(worker.devices, worker))
+        held = holders.setdefault(worker.lease, {})
+        for device in worker.devices:
+            held[device] = worker
     pools = _pools(snapshot, holders, stayers)
     return View(leases, pools, tuple(standings), sites, _terms(snapshot, planned))
 
