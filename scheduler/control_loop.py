@@ -285,7 +285,7 @@ class ControlLoop:
         self.inventory.untake(changes)
         reason = Reason(
             "store_unavailable",
-            f"the scheduler could not save this: {error}.",
+            f"the scheduler could not save this: {str(error).rstrip('.')}.",
             "Look after its disk or database, then send the request again with the same request id.",
         )
         self._answer(Refused(reason))

@@ -44,6 +44,9 @@ _log = logging.getLogger(__name__)
 STOP_GRACE_S = 1.0
 """How long calls may go on when the scheduler stops."""
 
+RECENT_ROWS = 200
+"""Newest rows of the stored log that the status page shows after a restart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -148,7 +151,7 @@ class _Process:
             gate,
         )
         self._registry.register(InventoryCollector(self._loop, gate, self._logs, self._store.events))
-        page = create_app(self._loop, self._may_view, clock)
+        page = create_app(self._loop, self._may_view, clock, self._store.log_tail(RECENT_ROWS))
         self._page = PageServer(add_operations(page, self._registry, self._may_view), self._options.tls)
 
     def _may_view(self, token: str | None, is_local: bool) -> bool:
