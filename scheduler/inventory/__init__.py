@@ -25,6 +25,7 @@ from scheduler.inventory import agents, assigning, checks, jobs, sites, ticks
 from scheduler.inventory.effects import Effect
 from scheduler.inventory.holding import COHORT_WINDOW_S, rebook
 from scheduler.inventory.records import Records
+from scheduler.inventory.ticks import BOOK_EVERY_S
 
 Handler = Callable[[Records, Any], None]
 
@@ -54,10 +55,14 @@ _HANDLERS: Mapping[type[events.Event], Handler] = {
 
 
 class Inventory:
-    """See the module. `lease_ttl_s`: how long an agent may be away before its lease counts as lost."""
+    """See the module.
 
-    def __init__(self, lease_ttl_s: float = 20.0) -> None:
-        self._records = Records(lease_ttl_s)
+    `lease_ttl_s`: how long an agent may be away before its lease counts as lost. `book_every_s`: how old the books of
+    a lease may be at most; they are always right at its end, and after `settle`.
+    """
+
+    def __init__(self, lease_ttl_s: float = 20.0, book_every_s: float = BOOK_EVERY_S) -> None:
+        self._records = Records(lease_ttl_s, book_every_s)
         self._stimulus = ""
 
     @classmethod
@@ -111,7 +116,7 @@ class Inventory:
 
     @property
     def accounts(self) -> Mapping[AccountKey, Account]:
-        """The books; at most `ticks.BOOK_EVERY_S` old."""
+        """The books; at most `book_every_s` old."""
         return MappingProxyType(dict(self._records.books.accounts))
 
     @property
@@ -146,10 +151,10 @@ class Inventory:
         return Snapshot(
             version=r.version,
             now_s=now_s,
-            leases=tuple(r.leases[key] for key in live),
+            leases=tuple(map(r.leases.__getitem__, live)),
             jobs=tuple(r.jobs[job] for job in sorted(r.live_jobs)),
             connected_sites=tuple(sorted(s.id for s in r.sites.values() if s.connected)),
-            workers=tuple(w for _, w in sorted(r.workers.items()) if w.is_live),
+            workers=tuple(w for w in map(r.workers.__getitem__, sorted(r.workers)) if w.is_live),
             suspect=tuple(key for key in live if key.node in r.suspect_since) if r.suspect_since else (),
             withheld=tuple(held for _, held in sorted(r.withheld.items())),
             outlooks=tuple(self._outlook(site, now_s) for site in sorted(r.pasts)),

@@ -47,8 +47,9 @@ class Records:
     workers; `of_job` maps a job to its live workers.
     """
 
-    def __init__(self, lease_ttl_s: float) -> None:
+    def __init__(self, lease_ttl_s: float, book_every_s: float) -> None:
         self.lease_ttl_s = lease_ttl_s
+        self.book_every_s = book_every_s
         self.now_s = 0.0
         self.version = 0
         self.last_epoch = 0

@@ -56,7 +56,7 @@ def _lose_silent_nodes(r: Records) -> None:
 
 
 def _expire(r: Records, lease: Lease) -> None:
-    if r.now_s - lease.booked_until_s >= BOOK_EVERY_S:
+    if r.now_s - lease.booked_until_s >= r.book_every_s:
         rebook(r, lease.key)
         lease = r.leases[lease.key]
     if lease.state is LeaseState.DRAINING:

@@ -17,6 +17,7 @@ from scheduler.domain import events
 from scheduler.domain.jobs import RescaleCosts
 from scheduler.domain.plan import Plan, Snapshot
 from scheduler.inventory import Inventory
+from scheduler.inventory.ticks import LOOK_EVERY_S
 from scheduler.simulation.forgetful_store import ForgetfulStore
 from scheduler.simulation.job_clock import JobClock, Physics
 from scheduler.simulation.job_mix import MixJob
@@ -24,8 +25,8 @@ from scheduler.simulation.served_model import ServedModel
 from scheduler.simulation.trace_executor import TraceExecutor
 from scheduler.simulation.traces import Trace
 
-TICK_EVERY_S = 3600.0
-"""Ticks of a replay only let old leases be forgotten: agents of a trace are never away."""
+TICK_EVERY_S = 600.0
+"""How often time is noticed when nothing happens."""
 
 MOST_ROUNDS = 50
 """Plans at one instant. A planner that wants more goes round in circles, and is asked again at the next instant."""
@@ -101,7 +102,7 @@ class Replayer:
         self._store = ForgetfulStore()
         self._news = 0
         self._executor = TraceExecutor(self._clock, self._post, reports_rates=not setting.curves_known)
-        self._inventory = Inventory()
+        self._inventory = Inventory(book_every_s=float("inf"))
         self._loop = ControlLoop(self._inventory, self._store, self._executor, self._clock, self._plan)
 
     @property
@@ -140,19 +141,19 @@ class Replayer:
 
     def _times(self) -> Iterator[float]:
         """The instants at which something happens, as long as the trace lasts."""
-        next_tick_s = self._start_s + TICK_EVERY_S
         while self._instants:
-            times = [self._instants[0][0], next_tick_s]
+            now_s = self._clock.now_s()
+            times = [self._instants[0][0], now_s + (LOOK_EVERY_S if self._someone_waits() else TICK_EVERY_S)]
             due_s = self._executor.next_s()
             times += [due_s] if due_s is not None else []
             times += [self._queue[0][0]] if self._queue and len(self._running) < self._setting.parallel else []
-            at_s = max(self._clock.now_s(), min(times))
-            if at_s >= next_tick_s:
-                self._post(events.Tick(at_s=at_s, cause_id="tick"))
-                next_tick_s = at_s + TICK_EVERY_S
-            yield at_s
+            yield max(now_s, min(times))
+
+    def _someone_waits(self) -> bool:
+        return any(not record.clock.warm_s for record in self._running.values())
 
     def _play(self, now_s: float) -> None:
+        self._post(events.Tick(at_s=now_s, cause_id="tick"))
         self._executor.play(now_s)
         self._owners_act(now_s)
         self._settle(now_s, plan=False)
