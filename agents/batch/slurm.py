@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from agents.batch import Limits, Machine, Order, Refused, slurm_words
 from agents.batch.commands import Commands, clean_environment
+from agents.batch.script import PilotScript
 
 _UNREACHABLE = (
     "unable to contact slurm controller",
@@ -39,25 +38,12 @@ class SlurmPlace:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PilotScript:
-    """What runs inside a pilot: `command` and the pilot's length. `output` is sbatch's pattern of the log's name."""
+def batch_script(script: PilotScript, length_s: float) -> str:
+    """What sbatch is given. It names files, and holds no secret.
 
-    name: str
-    user: str
-    command: tuple[str, ...]
-    folder: Path
-    output: str
-    warning_s: float = 0.0  # a SIGTERM so long before the end as well; 0: none
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    def text(self, length_s: float) -> str:
-        """The batch script. It names files, and holds no secret.
-
-        The agent runs under srun: only job steps hear SIGTERM when the grace begins.
-        """
-        command = shlex.join((*self.command, "--length-s", f"{length_s:g}"))
-        return f"#!/bin/sh\nexec srun --ntasks=1 --cpu-bind=none --kill-on-bad-exit=0 {command}\n"
+    The agent runs under srun: only job steps hear SIGTERM when the grace begins.
+    """
+    return f"#!/bin/sh\nexec srun --ntasks=1 --cpu-bind=none --kill-on-bad-exit=0 {script.line(length_s)}\n"
 
 
 class Slurm:
@@ -98,12 +84,17 @@ class Slurm:
         command = [
             *("sbatch", "--parsable", f"--job-name={script.name}", "--nodes=1", "--ntasks=1", "--no-requeue"),
             *(f"--time={slurm_words.limit_text(order.length_s)}", f"--nice={order.nice}"),
-            *(f"--chdir={script.folder}", f"--output={script.output}", "--open-mode=append", "--input=/dev/null"),
+            *(
+                f"--chdir={script.folder}",
+                f"--output={script.folder}/log/%N.log",
+                "--open-mode=append",
+                "--input=/dev/null",
+            ),
             *(() if order.count == 1 else (f"--array=1-{order.count}",)),
             *((f"--signal=TERM@{script.warning_s:.0f}",) if script.warning_s else ()),
             *self._place(),
         ]
-        await self.commands.run(*command, stdin=script.text(order.length_s))
+        await self.commands.run(*command, stdin=batch_script(script, order.length_s))
 
     def _place(self) -> list[str]:
         place = self.place

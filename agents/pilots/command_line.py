@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from agents.batch import BatchSystem
+from agents.batch.script import PilotScript
 from agents.connection import Peer
 from agents.folder import prepare
 from agents.pilots import errand, settings
@@ -73,12 +74,13 @@ def main(arguments: list[str]) -> int:
         if options.status:
             return _print_status(told.dir)
         _check_token(told.agent_token_file)
+        system = batch_system(told)
         lock = _prepare(told)
     except InvalidSettings as problem:
         print(f"fallow pilots: {problem}", file=sys.stderr)
         return USAGE
     try:
-        asyncio.run(_run(told))
+        asyncio.run(_run(told, system))
     except NotAllowed as refusal:
         print(f"fallow pilots: --token-file: {refusal}", file=sys.stderr)
         return REFUSED
@@ -126,14 +128,14 @@ def _prepare(told: Settings) -> int:
     return lock
 
 
-async def _run(told: Settings) -> None:
+async def _run(told: Settings, system: BatchSystem) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     demand = Demand(peer(told, told.token_file), told.site, told.devices_per_node)
     try:
-        await Pilots(batch_system(told), demand, plan(told)).run(stop)
+        await Pilots(system, demand, plan(told)).run(stop)
     finally:
         await demand.close()
 
@@ -178,19 +180,28 @@ def _agent_options(told: Settings) -> tuple[str, ...]:
         "tls-cert": told.tls_cert and told.tls_cert.absolute(),
         "tls-key": told.tls_key and told.tls_key.absolute(),
     }
-    return tuple(word for name, value in named.items() if value for word in (f"--{name}", str(value)))
+    words = [word for name, value in named.items() if value for word in (f"--{name}", str(value))]
+    if told.system == "shell":
+        words += ["--source", "host"]  # nobody else says whether the host is idle
+    return tuple(words)
 
 
 def batch_system(told: Settings) -> BatchSystem:
     """The batch system that the settings name."""
     place, folder = told.place, told.dir.absolute()
     command = (told.python or sys.executable, "-m", "agents", "pilot", "--config", str(folder / errand.NAME))
-    if told.system == "slurm":
-        from agents.batch.slurm import PilotScript, Slurm, SlurmPlace
+    if told.system == "shell":
+        from agents.batch.shell import Shell
 
-        script = PilotScript(
-            told.job_name, getpass.getuser(), command, folder, f"{folder}/log/%N.log", told.warning_s, place.environment
-        )
-        where = SlurmPlace(place.partition, place.qos, place.account, place.constraint, place.exclusive, place.options)
-        return Slurm(where, script, os.environ)
-    raise InvalidSettings(f"system: {told.system} is not there yet")
+        if not place.hosts:
+            raise InvalidSettings("place.hosts: is missing; name the hosts to use")
+        return Shell(place.hosts, place.start, command, folder / "log", os.environ)
+    script = PilotScript(told.job_name, getpass.getuser(), command, folder, told.warning_s, place.environment)
+    if told.system == "openpbs":
+        from agents.batch.openpbs import OpenPbs, PbsPlace
+
+        return OpenPbs(PbsPlace(place.partition, place.account, place.options), script, os.environ)
+    from agents.batch.slurm import Slurm, SlurmPlace
+
+    where = SlurmPlace(place.partition, place.qos, place.account, place.constraint, place.exclusive, place.options)
+    return Slurm(where, script, os.environ)

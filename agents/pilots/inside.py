@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
     clear_up(root, time.time())
     folder = root / f"{_prefix()}{_job()}"
     threading.Thread(target=_leave_without_work, args=(options.config.parent,), daemon=True).start()
+    if options.leave_on_eof:
+        threading.Thread(target=_leave_on_eof, daemon=True).start()
     try:
         return _run(task, folder)
     finally:
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m agents pilot", description="The agent inside a pilot.")
     made.add_argument("--config", required=True, type=Path, help="written by `fallow pilots`")
     made.add_argument("--length-s", required=True, type=float, help="time limit of this pilot")
+    made.add_argument("--leave-on-eof", action="store_true", help="end when standard input does: it is the reclaim")
     return made
 
 
@@ -125,4 +128,11 @@ def _leave_without_work(folder: Path) -> None:
     while missing < _LOOKS_WITHOUT_WORK:
         time.sleep(_LOOK_S)
         missing = 0 if errand.is_wanted(folder) else missing + 1
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave_on_eof() -> None:
+    """End this pilot once whoever started it lets go of its standard input."""
+    while os.read(0, 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -25,6 +27,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("scheduler", context_settings=_PASS_ON)(scheduler)
     app.command("site", context_settings=_PASS_ON)(site)
     app.command("agent", context_settings=_PASS_ON)(agent)
+    app.command("pilots", context_settings=_PASS_ON)(pilots)
     app.command("simulate", context_settings=_PASS_ON)(simulate)
 
 
@@ -91,7 +94,9 @@ def scheduler() -> None:
 
 
 def site() -> None:
-    """Run a site's process, beside its Ray head (see `fallow site --help`)."""
+    """Run a site's process, beside its Ray head (see `fallow site --help`); with `--slurm FILE`, its pilots too."""
+    if "--slurm" in sys.argv:
+        _start_pilots(sys.argv)
     _become("runtime", "site")
 
 
@@ -103,6 +108,43 @@ def agent() -> None:
 def simulate() -> None:
     """Replay a trace of idle machines through the scheduler (see `fallow simulate --help`)."""
     _become("scheduler.simulation")
+
+
+def pilots() -> None:
+    """Harvest the idle nodes of a machine with a batch system (see `fallow pilots --help`)."""
+    _become("agents", "pilots")
+
+
+_SHARED_WITH_PILOTS = {
+    "--name": "--site",
+    "--scheduler": "--scheduler",
+    "--token-file": "--token-file",
+    "--tls-ca": "--tls-ca",
+}
+
+
+def _start_pilots(words: list[str]) -> None:
+    """Start `fallow pilots` as a child of what becomes the site, and take `--slurm FILE` out of `words`."""
+    from fallow.errors import UsageError
+
+    place = words.index("--slurm")
+    if place + 1 >= len(words) or words[place + 1].startswith("-"):
+        raise UsageError("--slurm needs the file with the settings of pilots.", "See docs/LENDING.md for one.")
+    config = words[place + 1]
+    del words[place : place + 2]
+    pairs = list(itertools.pairwise(words))
+    shared = [
+        word for name, value in pairs if name in _SHARED_WITH_PILOTS for word in (_SHARED_WITH_PILOTS[name], value)
+    ]
+    command = [sys.executable, "-m", "agents", "pilots", "--slurm", "--config", config, *shared]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the site ends, however it ends: then all pilots are withdrawn."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _become(*module_and_arguments: str) -> None:
