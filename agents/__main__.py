@@ -21,6 +21,7 @@ from agents.connection import Peer, Refused
 from agents.probes import Device, Probe, ProbeFailed, find
 from agents.probes.cpu import CpuProbe
 from agents.probes.nvidia import NvidiaProbe
+from agents.probes.people import OtherUsers
 from agents.raylet import RayletOptions
 from agents.spare import Source
 from agents.spare.always import Always
@@ -74,10 +75,11 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
     names = ("host", "pilot", "schedule", "command", "always")
     add("--source", choices=names, action="append", help="who judges; several must agree (default: host)")
     add("--grace-s", type=_seconds, default=30.0, help="notice that the owner gives (default 30)")
-    add("--look-s", type=_seconds, default=2.0, help="seconds between two looks (default 2)")
+    add("--look-s", type=_seconds, help="seconds between two looks (default 0.5 with host alone, else 2)")
+    add("--others", choices=("all", "users"), default="all", help="host: whose use of cores counts (default all)")
     add("--busy-above", type=float, default=0.25, help="host: others' part of a device that makes it busy")
     add("--spare-below", type=float, default=0.10, help="host: below this it is spare again")
-    add("--busy-after-s", type=_seconds, default=4.0, help="host: for so long without a break")
+    add("--busy-after-s", type=_seconds, default=1.0, help="host: for so long without a break")
     add("--spare-after-s", type=_seconds, default=60.0, help="host: for so long without a break")
     add("--window", action="append", default=[], help='schedule: such as "mon-fri 19:00-07:00"; may be repeated')
     add("--timezone", default="", help="schedule: such as Europe/Berlin (default: the machine's)")
@@ -158,7 +160,14 @@ def build(options: argparse.Namespace) -> tuple[Agent, int]:
         options.node, path, options.address, options.ray, options.object_store_bytes, options.affinity, in_batch_job
     )
     lock = _lock(path)
-    return Agent(node, sources, peer, raylets, options.grace_s, options.look_s), lock
+    return Agent(node, sources, peer, raylets, options.grace_s, _look_s(options)), lock
+
+
+def _look_s(options: argparse.Namespace) -> float:
+    """A person at the machine is to be seen at once; a program of the owner's is not to be run twice a second."""
+    if options.look_s is not None:
+        return float(options.look_s)
+    return 0.5 if (options.source or ["host"]) == ["host"] else 2.0
 
 
 def _check_names(options: argparse.Namespace) -> None:
@@ -176,7 +185,8 @@ def _check_names(options: argparse.Namespace) -> None:
 
 
 def _probe(options: argparse.Namespace) -> tuple[Probe, tuple[Device, ...], tuple[str, ...]]:
-    cpu = CpuProbe(options.devices or 1, options.cores, options.memory_bytes)
+    others = OtherUsers(os.getuid()) if options.others == "users" else None
+    cpu = CpuProbe(options.devices or 1, options.cores, options.memory_bytes, others)
     by_cores = options.probe == "cpu" or (options.probe == "auto" and (options.devices or options.cores))
     probes: tuple[Probe, ...] = (cpu,) if by_cores else (NvidiaProbe(), cpu)
     try:

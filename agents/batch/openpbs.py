@@ -54,7 +54,7 @@ class OpenPbs:
         self.commands = Commands(environment, _UNREACHABLE)
 
     async def limits(self) -> Limits:
-        """See `BatchSystem`. Whether pilots are preempted is the scheduler's secret, so that they are not is assumed."""
+        """See `BatchSystem`. Whether pilots are preempted cannot be asked: it is assumed that they are not."""
         shown = await self.commands.run("qstat", "-Q", "-f", "-F", "json", *filter(None, (self.place.queue,)))
         return queue_limits(_json(shown))
 

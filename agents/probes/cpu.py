@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 from agents.probes import Device, ProbeFailed, Usage
+from agents.probes.people import OtherUsers
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -20,8 +21,11 @@ class CpuProbe:
 
     kind = "cpu"
 
-    def __init__(self, groups: int = 1, cores: int = 0, memory_bytes: int = 0) -> None:
-        self.groups = groups
+    def __init__(
+        self, groups: int = 1, cores: int = 0, memory_bytes: int = 0, others: OtherUsers | None = None
+    ) -> None:
+        """With `others`, only what other users run counts as use; without, whatever the agent did not start."""
+        self.groups, self._others = groups, others
         self.cores = cores or max(1, len(os.sched_getaffinity(0)) // groups)
         self.memory_bytes = memory_bytes or _memory_bytes() // 2 // groups
         self._last: tuple[float, float, float] | None = None
@@ -38,6 +42,9 @@ class CpuProbe:
 
         The first call has nothing to compare with and says that all are busy.
         """
+        if self._others is not None:
+            cores = self._others.cores(time.monotonic())
+            return self._same(1.0 if cores is None else min(1.0, cores / (os.cpu_count() or 1)), "other users")
         now, busy_s, our_s = time.monotonic(), _busy_s(), sum(_cpu_s(pid) for pid in ours)
         last, self._last = self._last, (now, busy_s, our_s)
         if last is None or now <= last[0]:
@@ -45,7 +52,10 @@ class CpuProbe:
         else:
             others_s = (busy_s - last[1]) - max(0.0, our_s - last[2])
             load = min(1.0, max(0.0, others_s / (now - last[0]) / (os.cpu_count() or 1)))
-        usage = Usage(load, f"is used to {load:.0%} by others")
+        return self._same(load, "others")
+
+    def _same(self, load: float, by: str) -> Mapping[str, Usage]:
+        usage = Usage(load, f"is used to {load:.0%} by {by}")
         return {f"cpu:{index}": usage for index in range(self.groups)}
 
     def energy_j(self, devices: tuple[str, ...]) -> float:

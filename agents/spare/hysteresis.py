@@ -15,7 +15,7 @@ class Thresholds:
 
     busy_above: float = 0.25
     spare_below: float = 0.10
-    busy_after_s: float = 4.0
+    busy_after_s: float = 1.0
     spare_after_s: float = 60.0
 
     def __post_init__(self) -> None:
