@@ -1,0 +1,267 @@
+"""What Fallow harvests of recorded idle time, against the published optimum (BFTrainer, arXiv 2106.12091).
+
+    python -m bench.harvest --data ../shared/data --json FILE [--quick]
+
+1. Ten endless jobs of each mix on each trace, at the data's own rescale costs: the live planner, which is told nothing,
+   against BFTrainer's optimum at whichever T_fwd = 60, 300, 600, 1800 s proves best on that trace afterwards.
+2. The same at the costs that Fallow's own runtime shows (`--rescale-up-s`, `--rescale-down-s`, `--warmup-s`). The
+   defaults are those of FACTS for a regrouping without a restart: 0.3 s up, 1 s down, 3 s for a new process.
+3. What notice before a reclaim is worth: the same with 0 to 120 s of grace.
+4. A served model with every expert twice on 16 nodes of Summit: how often every expert is live, and what has to be
+   moved for that, against the same planner with the ages, cohorts and ends of all leases hidden from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+from bench.report import Row, argument_parser, publish, row
+from scheduler.control_loop import Planner
+from scheduler.domain.jobs import JobKind, ModelShape, Role, RoleNeed
+from scheduler.domain.plan import Plan, Snapshot
+from scheduler.planning.plan import plan
+from scheduler.simulation import policies
+from scheduler.simulation.bound import frictionless, idle_counts
+from scheduler.simulation.job_clock import Physics
+from scheduler.simulation.job_mix import MixJob, read_job_mix
+from scheduler.simulation.replay import Replay, Replayer, Setting
+from scheduler.simulation.served_model import ServedModel
+from scheduler.simulation.traces import Trace, read_trace
+
+DAY_S = 86_400.0
+PARALLEL = 10
+HORIZONS_S = (60.0, 300.0, 600.0, 1800.0)
+GRACES_S = (0.0, 10.0, 30.0, 60.0, 120.0)
+SERVED_NODES = 16
+SERVED = MixJob(
+    "served",
+    min_width=3,
+    max_width=SERVED_NODES,
+    curve=((1, 1.0), (SERVED_NODES, float(SERVED_NODES))),
+    samples=None,
+    rescale_up_s=5.0,
+    rescale_down_s=0.0,
+    submitted_s=0.0,
+    kind=JobKind.SERVE,
+    roles=(RoleNeed(Role.ENGINE, 1, 1), RoleNeed(Role.SHARD, 2, SERVED_NODES - 1)),
+    shape=ModelShape(layers=26, experts=64, expert_bytes=17_301_504, dense_bytes=1_200_000_000),
+    copies=2,
+)
+"""The shape of DeepSeek-V2-Lite in two bytes a parameter. A node loads what it is to host in five seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of a recorded trace."""
+
+    name: str
+    file: str
+    from_day: float
+    to_day: float
+
+    def read(self, data: Path) -> Trace:
+        """The trace, cut."""
+        trace = read_trace(data / "traces" / self.file)
+        return trace.between(self.from_day * DAY_S, self.to_day * DAY_S)
+
+
+SUMMIT, PROMETHEUS = "summit-2021-02-days0-9.idle.csv.gz", "prometheus-2022-03-17.idle.csv.gz"
+SLICES = (
+    Slice("Summit", SUMMIT, 0, 10),
+    Slice("Prometheus", PROMETHEUS, 0, 1),
+    Slice("KTH", "KTH-SP2-1996-2.swf.gz", 20, 48),
+    Slice("Theta", "ALCF-Theta-2022.swf.gz", 20, 34),
+)
+QUICK = (Slice("Summit", SUMMIT, 1, 1.03), Slice("Prometheus", PROMETHEUS, 0, 0.1))
+MIXES = {"ShuffleNet": "jobs_hps_shufflenet.json.gz", "ImageNet": "jobs_imagenet_imgps.json.gz"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One replay. `horizon_s` is BFTrainer's T_fwd; None: the live planner."""
+
+    trace: str
+    mix: str
+    horizon_s: float | None = None
+    physics: Physics = field(default_factory=Physics)
+    grace_s: float = 0.0
+
+
+_traces: dict[str, Trace] = {}
+_mixes: dict[str, tuple[MixJob, ...]] = {}
+"""Read once; the workers are forked with them."""
+
+
+def harvest(run: Run) -> float:
+    """Useful work as a share of the frictionless bound."""
+    trace, mix = _traces[run.trace], _mixes[run.mix]
+    setting = Setting(parallel=PARALLEL, endless=True, physics=run.physics, grace_s=run.grace_s)
+    replay = Replayer(trace, mix, _planner(run, mix), setting).run()
+    presences = [(r.job, r.admitted_s, replay.end_s) for r in replay.jobs]
+    bound = frictionless(trace, presences, replay.start_s, replay.end_s)
+    return sum(record.clock.tally.useful_s for record in replay.jobs) / bound.useful_s
+
+
+def _planner(run: Run, mix: Sequence[MixJob]) -> Planner:
+    if run.horizon_s is None:
+        return partial(plan)
+    up_s, down_s = run.physics.up_s, run.physics.down_s
+    jobs = {
+        job.id: replace(
+            job,
+            rescale_up_s=job.rescale_up_s if up_s is None else up_s,
+            rescale_down_s=job.rescale_down_s if down_s is None else down_s,
+        )
+        for job in mix[:PARALLEL]
+    }
+    return policies.bftrainer(jobs, run.horizon_s)
+
+
+# --- the served model ------------------------------------------------------------------------------------------
+
+
+def served(trace: str, knows_lifetimes: bool) -> tuple[float, float]:
+    """Share of the time with enough idle nodes in which every expert was live, and bytes moved an hour."""
+    planner: Planner = partial(plan) if knows_lifetimes else without_lifetimes
+    replay = Replayer(_traces[trace], [SERVED], planner, Setting(parallel=1, endless=True)).run()
+    (record,) = replay.jobs
+    assert record.model is not None
+    return live_share(record.model, replay), record.model.moved_bytes / (replay.end_s - replay.start_s) * 3600
+
+
+def without_lifetimes(snapshot: Snapshot) -> Plan:
+    """The live planner with everything hidden that tells how long a node may last."""
+    leases = tuple(replace(lease, cohort="one", started_s=0.0, expected_end_s=None) for lease in snapshot.leases)
+    return plan(replace(snapshot, leases=leases, outlooks=()))
+
+
+def live_share(model: ServedModel, replay: Replay) -> float:
+    """Of the time in which `SERVED_NODES` nodes are idle."""
+    times, idle = idle_counts(replay.trace, replay.start_s, replay.end_s)
+    enough = np.concatenate([[0.0], np.cumsum(np.diff(times) * (idle[:-1] >= SERVED_NODES))])
+
+    def enough_until(at_s: float) -> float:
+        return float(np.interp(at_s, times, enough))
+
+    live_s = sum(enough_until(to_s) - enough_until(from_s) for from_s, to_s, whole in model.spans if whole)
+    return live_s / float(enough[-1])
+
+
+# --- rows ------------------------------------------------------------------------------------------------------
+
+Ask = Callable[[Run], "Future[float]"]
+
+
+def published_costs(slices: Iterable[Slice], horizons_s: Sequence[float], ask: Ask) -> Callable[[], list[Row]]:
+    """Rows of 1."""
+    cases = [(s.name, mix) for s in slices for mix in MIXES]
+    ours = {case: ask(Run(*case)) for case in cases}
+    peers = {(case, t): ask(Run(*case, horizon_s=t)) for case in cases for t in horizons_s}
+
+    def rows() -> list[Row]:
+        made, best_of_all = [], []
+        for case in cases:
+            best, horizon_s = max((peers[case, t].result(), t) for t in horizons_s)
+            best_of_all.append(best)
+            name = f"harvest, {case[0]}, {case[1]}, the data's own costs"
+            peer = f"BFTrainer's optimum, T_fwd {horizon_s:g} s in hindsight"
+            made.append(row(name, "of bound", ours[case].result(), peer, best, at_least=1.0, of="ratio"))
+        means = mean(future.result() for future in ours.values()), mean(best_of_all)
+        name = "harvest, mean of traces and mixes, the data's own costs"
+        return [*made, row(name, "of bound", means[0], "BFTrainer's optima", means[1], at_least=1.0, of="ratio")]
+
+    return rows
+
+
+def runtime_costs(slices: Iterable[Slice], physics: Physics, ask: Ask) -> Callable[[], list[Row]]:
+    """Rows of 2."""
+    goals = {"Summit": 0.99, "Prometheus": 0.985}
+    asked = [(s.name, mix, ask(Run(s.name, mix, physics=physics))) for s in slices if s.name in goals for mix in MIXES]
+    costs = f"{physics.up_s:g} s up, {physics.down_s:g} s down, {physics.warmup_s:g} s warm-up"
+    return lambda: [
+        row(f"harvest, {name}, {mix}, {costs}", "of bound", future.result(), at_least=goals[name])
+        for name, mix, future in asked
+    ]
+
+
+def grace(slices: Iterable[Slice], physics: Physics, graces_s: Sequence[float], ask: Ask) -> Callable[[], list[Row]]:
+    """Rows of 3: the peer is no notice at all."""
+    names = [s.name for s in slices if s.name in ("Summit", "Prometheus")]
+    asked = {(n, g): ask(Run(n, "ShuffleNet", physics=physics, grace_s=g)) for n in names for g in graces_s}
+    return lambda: [
+        row(
+            f"harvest, {name}, ShuffleNet, {grace_s:g} s of grace",
+            "of bound",
+            asked[name, grace_s].result(),
+            "no notice",
+            asked[name, 0.0].result(),
+        )
+        for name in names
+        for grace_s in graces_s
+    ]
+
+
+def serving(pool: ProcessPoolExecutor) -> Callable[[], list[Row]]:
+    """Rows of 4."""
+    ours, blind = pool.submit(served, "Summit", True), pool.submit(served, "Summit", False)
+
+    def rows() -> list[Row]:
+        (live, moved), (blind_live, blind_moved) = ours.result(), blind.result()
+        peer = "the same, lifetimes unknown"
+        share = f"every expert live while {SERVED_NODES} nodes are idle, Summit, two copies"
+        return [
+            row(share, "of the time", live, peer, blind_live, at_least=0.999),
+            row("experts and weights moved", "GB/h", moved / 1e9, peer, blind_moved / 1e9, at_most=0.5, of="ratio"),
+        ]
+
+    return rows
+
+
+def main() -> None:
+    """Replay everything, print the table, write the JSON."""
+    options = _options()
+    slices = QUICK if options.quick else SLICES
+    slices = tuple(replace(s, to_day=min(s.to_day, s.from_day + options.days)) for s in slices)
+    _traces.update({s.name: s.read(options.data) for s in slices})
+    _mixes.update({name: read_job_mix(options.data / "jobs" / file)[0] for name, file in MIXES.items()})
+    physics = Physics(options.rescale_up_s, options.rescale_down_s, options.warmup_s)
+    horizons_s = (300.0,) if options.quick else HORIZONS_S
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
+        ask = partial(pool.submit, harvest)
+        parts = [
+            published_costs(slices, horizons_s, ask),
+            runtime_costs(slices, physics, ask),
+            grace(slices, physics, (0.0, 30.0) if options.quick else GRACES_S, ask),
+            serving(pool),
+        ]
+        publish("harvest", [made for part in parts for made in part()], options.json)
+
+
+def _options() -> argparse.Namespace:
+    parser = argument_parser("Fallow's planner and the published optimum on recorded idle time.")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with traces/ and jobs/")
+    parser.add_argument("--quick", action="store_true", help="some hours of two traces: about a minute")
+    parser.add_argument("--days", type=float, default=float("inf"), help="at most so many days of each trace")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="replays at a time")
+    parser.add_argument("--rescale-up-s", type=float, default=0.3, help="the runtime's stall on growth")
+    parser.add_argument("--rescale-down-s", type=float, default=1.0, help="the runtime's stall on a loss")
+    parser.add_argument("--warmup-s", type=float, default=3.0, help="the runtime's warm-up of a new node")
+    options = parser.parse_args()
+    if not (options.data / "traces").is_dir():
+        parser.error(f"--data {options.data}: there is no folder traces/ in it")
+    return options
+
+
+if __name__ == "__main__":
+    main()
