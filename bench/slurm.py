@@ -1,9 +1,11 @@
 """Harvesting a real Slurm cluster of this host while its owner's workload is replayed, beside the same without Fallow.
 
-    python -m bench.slurm --json FILE [--minutes 10]
+    python -m bench.slurm --json FILE [--minutes 10] [--work train|task]
 
 Four clusters run side by side on this host, so that all have the same processor to share: three with the owner's
-workload alone, one with Fallow as well. Every node is a slurmd; pilots, agents and raylets are real.
+workload alone, one with Fallow as well. Every node is a slurmd; pilots, agents and raylets are real. Eight trainers
+on one host saturate it, which eight nodes would not be: with `--work task` the workers wait instead of computing, and
+what is measured of pilots, agents and the owner's jobs is not of the host's processor.
 """
 
 from __future__ import annotations
@@ -79,9 +81,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fwb") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        quiet, harvested, seen = _side_by_side(folder, jobs, seconds)
-    rows = [*_owner_rows(jobs, quiet, harvested), *_harvest_rows(harvested, seen), *_hand_back_rows(seen)]
-    publish("slurm", rows, options.json)
+        quiet, harvested, seen = _side_by_side(folder, jobs, seconds, options.work)
+    rows = [*_owner_rows(jobs, quiet, harvested), *_harvest_rows(harvested, seen, options.work)]
+    rows += _hand_back_rows(seen)
+    publish(f"slurm, {options.work}", rows, options.json)
     return 0 if all(one.holds is not False for one in rows) else 1
 
 
@@ -89,6 +92,7 @@ def _options() -> argparse.Namespace:
     parser = argument_parser("Harvest a real Slurm cluster of this host, beside the same workload without Fallow.")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the replay (default 10)")
     there = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces" / "KTH-SP2-1996-2.swf.gz"
+    parser.add_argument("--work", choices=("train", "task"), default="train", help="what is harvested with")
     parser.add_argument("--log", type=Path, default=there, help="log of the owner's jobs (SWF, gzip)")
     options = parser.parse_args()
     if not options.log.exists():
@@ -99,12 +103,12 @@ def _options() -> argparse.Namespace:
 # --- the runs --------------------------------------------------------------------------------------------------------
 
 
-def _side_by_side(folder: Path, jobs: Sequence[OwnersJob], seconds: float) -> tuple[list[Run], Run, Seen]:
+def _side_by_side(folder: Path, jobs: Sequence[OwnersJob], seconds: float, work: str) -> tuple[list[Run], Run, Seen]:
     names = [*(f"q{number}" for number in range(QUIET_RUNS)), "f"]
     shapes = {name: _shape(folder / name) for name in names}
     with contextlib.ExitStack() as stack:
         machines = {name: stack.enter_context(SlurmMachine(folder / name, shape)) for name, shape in shapes.items()}
-        harvest = stack.enter_context(Harvest(machines["f"], folder))
+        harvest = stack.enter_context(Harvest(machines["f"], folder, work))
         replays = {name: Replay(machine, jobs, folder / name / "starts") for name, machine in machines.items()}
         harvest.begin()
         threads = [threading.Thread(target=replay.run, args=(seconds,)) for replay in replays.values()]
@@ -126,10 +130,10 @@ def _shape(folder: Path) -> MachineShape:
 
 
 class Harvest:
-    """Fallow on one of the clusters: scheduler, site, `fallow pilots`, one train job, and a witness."""
+    """Fallow on one of the clusters: scheduler, site, `fallow pilots`, one job, and a witness."""
 
-    def __init__(self, machine: SlurmMachine, folder: Path) -> None:
-        self.machine, self.seen = machine, Seen()
+    def __init__(self, machine: SlurmMachine, folder: Path, work: str) -> None:
+        self.machine, self.work, self.seen = machine, work, Seen()
         self.temp, self.home = folder / "t", folder / "h"
         self.temp.mkdir()
         self.fallow = LocalCluster(self.home, nodes=0)
@@ -157,7 +161,8 @@ class Harvest:
             command = [sys.executable, "-m", "agents", "pilots", "--slurm", "--config", str(config)]
             environment = {**os.environ, **self.machine.environment}
             self._pilots = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        self._job = self.fallow.client.submit(_train_spec(self.home / "out")).job
+        spec = _train_spec if self.work == "train" else _task_spec
+        self._job = self.fallow.client.submit(spec(self.home / "out")).job
         self.fallow.await_ready_nodes(NODES, 240)
         deadline_s = time.monotonic() + 240
         while self.fallow.client.job(self._job).width < NODES and time.monotonic() < deadline_s:
@@ -214,6 +219,12 @@ def _train_spec(output: Path) -> dict[str, Any]:
     return {"kind": "train", "name": "harvest", "width": {"min": 1, "max": NODES}, "train": part}
 
 
+def _task_spec(output: Path) -> dict[str, Any]:
+    items = [{"item": number} for number in range(100_000)]
+    part = {"command": ["sleep", "1"], "array": items, "output": str(output)}
+    return {"kind": "task", "name": "harvest", "width": {"min": 1, "max": NODES}, "task": part}
+
+
 # --- the figures -----------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +262,7 @@ def _failed(job: Logged) -> bool:
     return job.name.startswith(OWNER) and job.state in ("FAILED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
 
 
-def _harvest_rows(run: Run, seen: Seen) -> Iterator[Row]:
+def _harvest_rows(run: Run, seen: Seen, work: str) -> Iterator[Row]:
     idle_s = _idle_node_s(run.log, seen)
     yield row("idle node-seconds that Slurm logged", "s", idle_s)
     ready_s = _integral(seen, lambda node: node.lease_state == "ready")
@@ -260,9 +271,7 @@ def _harvest_rows(run: Run, seen: Seen) -> Iterator[Row]:
     yield row("idle node-seconds covered by nodes ready for workers", "", ready_s / idle_s, at_least=0.9)
     yield from _warm_up_rows(run.log, seen)
     useful_s = _useful_s(seen.looks[-1]) - _useful_s(seen.looks[0])
-    yield row(
-        "training: useful device-seconds of the idle ones (the frictionless bound)", "", useful_s / idle_s, at_least=0.9
-    )
+    yield row(f"{work}: useful device-seconds of the idle ones (the bound)", "", useful_s / idle_s, at_least=0.9)
     yield row("training steps lost", "steps", seen.steps_lost, at_most=0)
 
 
