@@ -159,7 +159,7 @@ def live_share(model: ServedModel, replay: Replay) -> float:
 
 # --- rows ------------------------------------------------------------------------------------------------------
 
-Ask = Callable[[Run], "Future[float]"]
+Ask = Callable[[Run], Future[float]]
 
 
 def published_costs(slices: Iterable[Slice], horizons_s: Sequence[float], ask: Ask) -> Callable[[], list[Row]]:
@@ -230,15 +230,17 @@ def serving(pool: ProcessPoolExecutor) -> Callable[[], list[Row]]:
 def main() -> None:
     """Replay everything, print the table, write the JSON."""
     options = _options()
-    slices = QUICK if options.quick else SLICES
-    slices = tuple(replace(s, to_day=min(s.to_day, s.from_day + options.days)) for s in slices)
+    slices = [replace(s, to_day=min(s.to_day, s.from_day + options.days)) for s in (QUICK if options.quick else SLICES)]
     _traces.update({s.name: s.read(options.data) for s in slices})
     _mixes.update({name: read_job_mix(options.data / "jobs" / file)[0] for name, file in MIXES.items()})
     physics = Physics(options.rescale_up_s, options.rescale_down_s, options.warmup_s)
     horizons_s = (300.0,) if options.quick else HORIZONS_S
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
-        ask = partial(pool.submit, harvest)
+
+        def ask(run: Run) -> Future[float]:
+            return pool.submit(harvest, run)
+
         parts = [
             published_costs(slices, horizons_s, ask),
             runtime_costs(slices, physics, ask),

@@ -1,8 +1,10 @@
 """Policies to compare with: other answers to "how wide", for the same loop and the same placement.
 
 - `bftrainer` (arXiv 2106.12091): at every event, maximise `sum_j T_fwd * S_j(n_j) - cost_j * S_j(current)`, the cost
-  being that of growing or of shrinking. Rates in samples a second, a start from zero is free, nodes never migrate. Its
-  mixed-integer program is solved exactly, by dynamic programming over counts (see `knapsack`).
+  being that of growing or of shrinking. A start from zero is free, nodes never migrate. Its mixed-integer program is
+  solved exactly, by dynamic programming over counts (see `knapsack`). Each job's rates are in units of its own
+  one-node rate, as the outcome is counted: with plain samples a second, which differ in size from model to model, it
+  would maximise something else, and be a weaker peer wherever a mix has several models.
 - `equal`: every job the same number of nodes.
 
 Both decide when nodes or jobs come or go, as published, and keep to their decision until then.
@@ -69,7 +71,7 @@ def _claim(standing: Standing, pool: Pool, width: int) -> Claim:
 
 def bftrainer(jobs: Mapping[str, MixJob], horizon_s: float) -> CountPolicy:
     """The published objective, `horizon_s` being its T_fwd. `jobs` by their ids, with the costs to reckon with."""
-    curves = {job_id: job.relative_rates() * job.one_node_rate for job_id, job in jobs.items()}
+    curves = {job_id: job.relative_rates() for job_id, job in jobs.items()}
 
     def worth(job: Job, current: int) -> np.typing.NDArray[np.float64]:
         rates, costs = curves[job.id], jobs[job.id]
