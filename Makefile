@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-fast check proto lock clean
+.PHONY: help install demo test test-slurm test-fast check proto lock clean
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -21,7 +21,11 @@ demo: install    ## the whole of Fallow on this machine; DEMO_ARGS="--data FILE 
 
 test: install check   ## every test
 	bash tests/install-browser
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not slurm" $(PYTEST_ARGS)
+
+test-slurm: install   ## the tests on a real Slurm cluster on this machine; installs Debian's packages where it may
+	bash tests/slurm/install
+	$(BIN)/pytest tests/slurm $(PYTEST_ARGS)
 
 test-fast: install   ## the tests that need no real processes
 	$(BIN)/pytest -m "not slow and not slurm" -n 2 $(PYTEST_ARGS)

@@ -220,7 +220,7 @@ def _train_spec(output: Path) -> dict[str, Any]:
 
 
 def _task_spec(output: Path) -> dict[str, Any]:
-    items = [{"item": number} for number in range(100_000)]
+    items = [{"item": number} for number in range(20_000)]
     part = {"command": ["sleep", "1"], "array": items, "output": str(output)}
     return {"kind": "task", "name": "harvest", "width": {"min": 1, "max": NODES}, "task": part}
 
