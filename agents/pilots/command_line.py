@@ -69,6 +69,8 @@ def main(arguments: list[str]) -> int:
     """Run until told to stop. The exit status: 0 stopped, 1 failed, 2 misused, 4 refused by the scheduler."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if options.status and options.dir:
+        return _print_status(Path(options.dir))
     try:
         told = settings.read(options.config, _given(options))
         if options.status:

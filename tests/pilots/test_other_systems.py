@@ -123,7 +123,7 @@ async def test_a_host_that_cannot_be_used_is_left_alone(tmp_path: Path) -> None:
     system = Shell(("a",), "false {host} {command}", ("true",), tmp_path, os.environ)
     await system.submit(Order(120.0, 3, 0))
     deadline_s = time.monotonic() + 20
-    while (seen := await system.look()).nodes and time.monotonic() < deadline_s:
+    while (seen := await system.look()).nodes and time.monotonic() < deadline_s:  # noqa: ASYNC110 (there is no event)
         await asyncio.sleep(0.05)
     assert (seen.nodes, seen.in_state(PilotState.RUNNING)) == (0, ())
 
