@@ -68,7 +68,7 @@ def train(cluster: LocalCluster, spec: JobSpec, narrator: Narrator) -> Trained:
     hand_back = _graceful(run, spec, cluster.nodes[1])
     _abrupt(run, spec, cluster.nodes[2])
     narrator.step(4, "Finish training and write the model")
-    ended = run.until("its end", lambda j: j.is_over)
+    ended = run.to_the_end()
     if not ended.succeeded:
         raise FallowError(f"The train job {ended.state}: {ended.message}", f"Read {cluster.home / 'logs'}.")
     narrator.say(f"done: loss {loss_first:.3f} to {ended.loss:.3f} in {ended.step} steps; model in {ended.output}")
@@ -142,6 +142,13 @@ class _Run:
             time.sleep(_POLL_S)
             self.last = self.cluster.client.job(self._job)
             self.narrator.progress(self.last.step, self.last.total, _note(self.last))
+        return self.last
+
+    def to_the_end(self) -> Job:
+        """Wait for the job's end, however long it takes, as long as it takes steps."""
+        while not self.last.is_over:
+            step = self.last.step
+            self.until("a next step, or its end", lambda j, step=step: j.step > step)  # type: ignore[misc]
         return self.last
 
     def calm(self) -> None:
