@@ -117,9 +117,11 @@ class SlurmMachine:
         self._start_daemon("slurmctld", ["slurmctld", "-D", "-f", str(self.conf)])
         self._await(lambda: self.run("scontrol", "ping", check=False).returncode == 0, "slurmctld does not answer")
 
-    def kill_controller(self) -> None:
-        """SIGKILL to slurmctld."""
-        self._daemons.pop("slurmctld").kill()
+    def stop_controller(self) -> None:
+        """End slurmctld, which saves its state. Killed outright, it would forget jobs of the last few seconds."""
+        daemon = self._daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(30.0)
 
     def write_conf(self, *more: str, without: Sequence[str] = ()) -> None:
         """Write slurm.conf, with further lines, and without the lines that begin with one of `without`."""

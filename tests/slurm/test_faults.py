@@ -17,7 +17,7 @@ def test_the_controller_is_gone_for_a_while(short_path: Path) -> None:
         harvest.start()
         harvest.await_running(2)
         ids = harvest.pilots("RUNNING")
-        machine.kill_controller()
+        machine.stop_controller()
         until(lambda: "nable to contact" in harvest.status()["problem"], harvest.log)
         assert len(harvest.scheduler.connected) == 2, "agents need no controller"
         machine.start_controller()
@@ -31,7 +31,7 @@ def test_the_work_ends_while_the_controller_is_gone(short_path: Path) -> None:
         harvest.scheduler.width = 2
         harvest.start()
         harvest.await_running(2)
-        machine.kill_controller()
+        machine.stop_controller()
         harvest.scheduler.width = 0
         until(lambda: not harvest.scheduler.connected, harvest.log)
         machine.start_controller()

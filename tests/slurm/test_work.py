@@ -117,5 +117,6 @@ def test_a_pilot_that_is_cancelled_outright_loses_no_step_either(
     machine.run("scancel", pilot)
     after = until_job(client, job, lambda j: j.width == 2 and j.step > before.step, 60)
     assert after.steps_lost == 0
+    assert after.rescales[-1].cause != "loss", "its workers were moved away, they did not die"
     client.cancel(job)
     until(lambda: not machine.jobs("--name=fallow-local"), pilots.read_text)
