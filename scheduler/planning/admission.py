@@ -127,10 +127,11 @@ def _share_out(claims: list[Claim], pool: Pool, terms: Terms) -> list[Claim]:
 
 def _demand(claim: Claim, terms: Terms, must_run: bool) -> Demand:
     standing, job = claim.standing, claim.standing.job
-    rates = useful_rates(job, relative_rates(job.curve, max(claim.ceiling, job.width)), terms.now_s)
+    rates = relative_rates(job.curve, max(claim.ceiling, job.width))
+    useful = useful_rates(job, rates, claim.floor_width, terms.now_s)
     at = Position(len(standing.staying), job.width, standing.stall_left_s(terms.now_s))
-    weight = importance(job, terms.now_s, terms.fairness.get(job.user, 1.0))
-    values = width_values(rates, at, job.costs, terms.horizon_s(claim.pool[0]), weight)
+    weight = importance(job, terms.fairness.get(job.user, 1.0))
+    values = width_values(useful, at, job.costs, terms.horizon_s(claim.pool[0]), weight)
     first = claim.floor_width
     return Demand(first, values[first : claim.ceiling + 1], None if must_run else float(values[0]))
 

@@ -2,13 +2,14 @@
 
     worth(n) = importance * ((horizon_s - stall_s(n)) * useful(n) - regret_s(n) * useful(kept))
 
-    useful(n)     the job's rate at width n in units of its one-worker rate; what it needs to be in time counts more
+    useful(n)     the job's rate at width n in units of its one-worker rate. What it needs to be in time for a deadline
+                  counts more; so does its narrowest width, if it has waited for long
     stall_s(n)    how long it stands still first: its up cost if it gains workers; its down cost if it only loses some,
                   or has just lost some; else what is left of the stall that it is in. So growth during a stall is
                   nearly free, and after a loss costs only what it takes longer than the loss
     regret_s(n)   giving up workers that it could keep: sooner or later it grows back, and stands still for that; and a
                   measured rate is only so sure
-    importance    weight * 2**priority * fairness * patience
+    importance    weight * 2**priority * fairness
 
 The horizon is how long the decision is likely to stand (see `tempo`). Allocation maximises the sum over all jobs.
 """
@@ -29,7 +30,7 @@ NOISE = 0.07
 """Share of a rate that may be error of its measurement: no workers change hands for less."""
 
 PATIENCE_S = 3600.0
-"""A job that has waited so long counts twice; five times after twice the time, and so on."""
+"""A job that has waited so long counts twice, five times after twice the time, as far as its narrowest width goes."""
 
 TURN_S = 1800.0
 """What it gained by waiting fades over so long a turn: who got workers for it is not sent away at once."""
@@ -67,17 +68,17 @@ def width_values(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: fl
     return importance * values
 
 
-def importance(job: Job, now_s: float, fairness: float) -> float:
+def importance(job: Job, fairness: float) -> float:
     """How much the job's work counts."""
-    return job.weight * 2.0**job.priority * fairness * patience(job, now_s)
+    return job.weight * 2.0**job.priority * fairness
 
 
 def patience(job: Job, now_s: float) -> float:
-    """1 for a job that has run for long; one that waits counts the more, the longer it waits."""
+    """How often more its narrowest width counts: more the longer it waits; none for a job that has run for long."""
     since_s = max(0.0, now_s - job.turned_s)
     if not job.width:
-        return 1.0 + (since_s / PATIENCE_S) ** 2
-    return 1.0 + (job.waited_s / PATIENCE_S) ** 2 * max(0.0, 1.0 - since_s / TURN_S)
+        return (since_s / PATIENCE_S) ** 2
+    return (job.waited_s / PATIENCE_S) ** 2 * max(0.0, 1.0 - since_s / TURN_S)
 
 
 def has_its_turn(job: Job) -> bool:
@@ -94,12 +95,15 @@ def fairness_of(users: dict[str, float]) -> dict[str, float]:
     return {user: FAIR ** (len(users) * used / total) for user, used in users.items()}
 
 
-def useful_rates(job: Job, rates: Rates, now_s: float) -> Rates:
-    """The rates, with what a deadline makes of them: what the job needs to be in time counts `IN_TIME` times more."""
-    if job.deadline_s is None or job.deadline_s <= now_s:
-        return rates
-    needed: Rates = np.minimum(rates, rate_in_time(job, rates, now_s))
-    return rates + IN_TIME * needed
+def useful_rates(job: Job, rates: Rates, floor: int, now_s: float) -> Rates:
+    """The rates, with what waiting and a deadline make of them.
+
+    The rate at the narrowest width counts more by the job's patience, what it needs to be in time `IN_TIME` times.
+    """
+    useful: Rates = rates + patience(job, now_s) * np.minimum(rates, rates[min(floor, len(rates) - 1)])
+    if job.deadline_s is not None and job.deadline_s > now_s:
+        useful += IN_TIME * np.minimum(rates, rate_in_time(job, rates, now_s))
+    return useful
 
 
 def rate_in_time(job: Job, rates: Rates, now_s: float) -> float:
