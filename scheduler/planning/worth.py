@@ -83,8 +83,8 @@ def patience(job: Job, now_s: float) -> float:
 
 def has_its_turn(job: Job) -> bool:
     """Whether the job gets its floor before the rest is weighed: served models, and who has never run (others shrink
-    for it)."""
-    return job.kind is JobKind.SERVE or (not job.width and job.started_s is None)
+    for it). It keeps its turn until it runs: else what was given to it would be taken away again at once."""
+    return job.kind is JobKind.SERVE or job.started_s is None
 
 
 def fairness_of(users: dict[str, float]) -> dict[str, float]:
