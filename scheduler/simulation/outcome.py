@@ -79,6 +79,7 @@ class Outcome:
             "bound_node_s": self.bound.useful_s,
             "span_s": [self.replay.start_s, self.replay.end_s],
             "instants": self.replay.instants,
+            "unsettled_instants": self.replay.unsettled,
             "rescales": tally.rescales,
             "stalls": {
                 "up": tally.stalls_up,

@@ -28,8 +28,8 @@ from scheduler.simulation.traces import Trace
 TICK_EVERY_S = 600.0
 """How often time is noticed when nothing happens."""
 
-MOST_ROUNDS = 50
-"""Plans at one instant. A planner that wants more goes round in circles, and is asked again at the next instant."""
+MOST_ROUNDS = 10
+"""Plans at one instant. A planner that wants more goes round in circles; it is counted, and asked again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class Replay:
     planner_s: tuple[float, ...]  # wall time of each call of the planner
     wall_s: float
     instants: int
+    unsettled: int  # instants at which the planner did not come to rest
     log_rows: int
 
 
@@ -101,6 +102,7 @@ class Replayer:
         self._clock = ManualClock(self._start_s)
         self._store = ForgetfulStore()
         self._news = 0
+        self._unsettled = 0
         self._executor = TraceExecutor(self._clock, self._post, reports_rates=not setting.curves_known)
         self._inventory = Inventory(book_every_s=float("inf"))
         self._loop = ControlLoop(self._inventory, self._store, self._executor, self._clock, self._plan)
@@ -134,6 +136,7 @@ class Replayer:
             planner_s=tuple(self._planner_s),
             wall_s=time.perf_counter() - began_s,
             instants=count,
+            unsettled=self._unsettled,
             log_rows=self._store.rows,
         )
 
@@ -163,7 +166,8 @@ class Replayer:
             self._executor.close()
             self._executor.play(now_s)
             if not self._news:
-                break
+                return
+        self._unsettled += 1
 
     def _settle(self, now_s: float, plan: bool) -> None:
         """Turns until nothing more is said."""
@@ -171,7 +175,7 @@ class Replayer:
             self._news = 0
             self._loop.turn(now_s, plan=plan)
             if not self._news:
-                break
+                return
 
     def _owners_act(self, now_s: float) -> None:
         while self._instants and self._instants[0][0] <= now_s:

@@ -155,6 +155,15 @@ def test_policies_run_through_the_same_loop(policy: str) -> None:
     assert outcome_of(done).harvest > 0.8
 
 
+@given(nodes=st.integers(1, 6), waiting=st.integers(1, 9), policy=st.sampled_from(["fallow", "equal", "bftrainer"]))
+@settings(max_examples=20, deadline=None)
+def test_the_planner_comes_to_rest_at_every_instant(nodes: int, waiting: int, policy: str) -> None:
+    """More jobs than nodes, all of them new: who was let in is not sent away again at once."""
+    spans = [(f"n{i}", 40.0 * (i % 3), 700.0 + 31 * i) for i in range(nodes)]
+    jobs = [job(f"j{i}", max_width=3, samples=None if i % 2 else 900.0) for i in range(waiting)]
+    assert replay(trace_of(*spans), jobs, policy, parallel=waiting).unsettled == 0
+
+
 def test_same_input_same_result() -> None:
     spans = [(f"n{i}", 13.0 * (i % 5), 200.0 + 11 * i) for i in range(12)]
     one, two = (list(rows(replay(trace_of(*spans), [job("a"), job("b")], endless=True).jobs)) for _ in range(2))
