@@ -32,6 +32,7 @@ from scheduler.domain.plan import Plan, Snapshot
 from scheduler.planning.plan import plan
 from scheduler.simulation import policies
 from scheduler.simulation.bound import frictionless, idle_counts
+from scheduler.simulation.collecting import seldom_collecting
 from scheduler.simulation.job_clock import Physics
 from scheduler.simulation.job_mix import MixJob, read_job_mix
 from scheduler.simulation.replay import Replay, Replayer, Setting
@@ -106,7 +107,8 @@ def harvest(run: Run) -> float:
     """Useful work as a share of the frictionless bound."""
     trace, mix = _traces[run.trace], _mixes[run.mix]
     setting = Setting(parallel=PARALLEL, endless=True, physics=run.physics, grace_s=run.grace_s)
-    replay = Replayer(trace, mix, _planner(run, mix), setting).run()
+    with seldom_collecting():
+        replay = Replayer(trace, mix, _planner(run, mix), setting).run()
     presences = [(r.job, r.admitted_s, replay.end_s) for r in replay.jobs]
     bound = frictionless(trace, presences, replay.start_s, replay.end_s)
     return sum(record.clock.tally.useful_s for record in replay.jobs) / bound.useful_s
@@ -133,7 +135,8 @@ def _planner(run: Run, mix: Sequence[MixJob]) -> Planner:
 def served(trace: str, knows_lifetimes: bool) -> tuple[float, float]:
     """Share of the time with enough idle nodes in which every expert was live, and bytes moved an hour."""
     planner: Planner = partial(plan) if knows_lifetimes else without_lifetimes
-    replay = Replayer(_traces[trace], [SERVED], planner, Setting(parallel=1, endless=True)).run()
+    with seldom_collecting():
+        replay = Replayer(_traces[trace], [SERVED], planner, Setting(parallel=1, endless=True)).run()
     (record,) = replay.jobs
     assert record.model is not None
     return live_share(record.model, replay), record.model.moved_bytes / (replay.end_s - replay.start_s) * 3600

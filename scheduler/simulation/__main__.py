@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from scheduler.control_loop import Planner
 from scheduler.planning.plan import plan
 from scheduler.simulation import policies
+from scheduler.simulation.collecting import seldom_collecting
 from scheduler.simulation.command_line import Options, parse
 from scheduler.simulation.job_clock import Physics
 from scheduler.simulation.job_mix import MixJob, default_mix, read_job_mix
@@ -71,7 +72,8 @@ def _replay(trace: Trace, mix: Sequence[MixJob], options: Options, console: Cons
         start_s = trace.intervals[0].start_s
         task = progress.add_task(f"{options.policy} on {options.trace.name}", total=trace.end_s - start_s)
         tell: Callable[[float], None] = lambda now_s: progress.update(task, completed=now_s - start_s)  # noqa: E731
-        return Replayer(trace, mix, planner_for(options, mix), setting, tell).run()
+        with seldom_collecting():
+            return Replayer(trace, mix, planner_for(options, mix), setting, tell).run()
 
 
 def planner_for(options: Options, mix: Sequence[MixJob]) -> Planner:
