@@ -74,7 +74,32 @@ def assign_copies(
                 together_WW[worker, hosts] += 1
                 together_WW[hosts, worker] += 1
                 together_WW[worker, worker] += 1
+    if _is_whole(present_PW, node_W, cohort_W, copies, most) and not _relieves(present_PW, host_PW, speed_W):
+        return present_PW.copy()
     return host_PW
+
+
+def _is_whole(host_PW: Bools, node_W: Ints, cohort_W: Ints, copies: int, most: int) -> bool:
+    """Whether every pair has its copies, as far apart as can be, and no worker hosts more than `most`."""
+    cohorts = min(copies, len(np.unique(cohort_W)))
+    return bool(
+        (host_PW.sum(axis=1) == copies).all()
+        and (host_PW.sum(axis=0) <= most).all()
+        and (_distinct(host_PW, node_W) == copies).all()
+        and (_distinct(host_PW, cohort_W) >= cohorts).all()
+    )
+
+
+def _relieves(present_PW: Bools, host_PW: Bools, speed_W: Floats) -> bool:
+    """Whether the busiest worker would be rid of more than a pair and a fifth of its load: less is not worth it."""
+    present_load, load = ((hosts.sum(axis=0) / speed_W).max() for hosts in (present_PW, host_PW))
+    return bool(present_load > load + 1.0 / speed_W.min() and present_load > 1.25 * load)
+
+
+def _distinct(host_PW: Bools, group_W: Ints) -> Ints:
+    """In how many groups of workers each pair is hosted [P]."""
+    in_group_GW = np.unique(group_W)[:, None] == group_W
+    return np.asarray((host_PW.astype(np.int64) @ in_group_GW.T.astype(np.int64) > 0).sum(axis=1))
 
 
 def _kept(present_PW: Bools, node_W: Ints, copies: int, share_W: Ints) -> Bools:
