@@ -20,11 +20,12 @@ from torch import Tensor
 from protocol.models import ModelConfig
 from runtime.moe import names
 from runtime.moe.experts import ExpertId, ExpertWeights, LocalExperts
+from runtime.moe.families import FAMILIES
 from runtime.moe.headers import INDEX
-from runtime.moe.layout import DamagedCheckpoint
+from runtime.moe.layout import ConfigJson, DamagedCheckpoint
 from runtime.moe.model import MoeModel
 from runtime.moe.reading import ModelFolder, read_config
-from runtime.moe.tokenizer_files import write_tokenizer
+from runtime.moe.tokenizer_files import copy_tokenizer, write_tokenizer
 
 __all__ = ["INDEX", "DamagedCheckpoint", "ModelFolder", "read_config"]  # of reading, for those who do both
 
@@ -65,14 +66,23 @@ def write_shard(folder: Path, index: int, count: int, tensors: Mapping[str, Tens
         raise OSError(f"cannot write {path}: {error}") from error
 
 
-def finish_folder(folder: Path, config: ModelConfig, tokenizer_json: str) -> None:
-    """Write everything beside the shards, then give the folder its name, replacing an older one."""
+def finish_folder(
+    folder: Path, config: ModelConfig, tokenizer_json: str | None = None, source: Path | None = None
+) -> None:
+    """Write everything beside the shards, then give the folder its name, replacing an older one.
+
+    The tokenizer is either given, with token 0 ending texts, or taken over from the folder `source` with its settings.
+    """
     partial = partial_folder(folder)
     weight_map, total = _survey(partial)
     _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(partial / "config.json", config_json(config))
-    _write_json(partial / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
-    write_tokenizer(partial, tokenizer_json)
+    ends = {"bos_token_id": 0, "eos_token_id": 0} if source is None else _ends(source)
+    _write_json(partial / "config.json", config_json(config) | ends)
+    if source is not None:
+        copy_tokenizer(source, partial)
+    elif tokenizer_json is not None:
+        _write_json(partial / "generation_config.json", {**ends, "pad_token_id": 0})
+        write_tokenizer(partial, tokenizer_json)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -91,10 +101,10 @@ def write_folder(folder: Path, model: MoeModel, experts: LocalExperts, tokenizer
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
     """config.json: the names that Hugging Face code reads, and all of ours under `fallow`."""
-    architecture, kind = ("MixtralForCausalLM", "mixtral") if names.is_mixtral(config) else ("YuanForCausalLM", "yuan")
+    family = FAMILIES[names.kind(config)]
     return {
-        "architectures": [architecture],
-        "model_type": kind,
+        "architectures": [family.architecture],
+        "model_type": family.kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.expert_size,
@@ -109,11 +119,14 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         "partial_rotary_factor": config.rotary_fraction,
         "hidden_act": "silu",
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
         "torch_dtype": "float32",
         "fallow": config.model_dump(),
     }
+
+
+def _ends(source: Path) -> dict[str, Any]:
+    raw = ConfigJson.read(source / "config.json")
+    return {name: raw.get(name) for name in ("bos_token_id", "eos_token_id")}
 
 
 def _survey(partial: Path) -> tuple[dict[str, str], int]:

@@ -1,7 +1,7 @@
 """Tensor names of the Hugging Face folders that Fallow writes, and how their tensors differ from ours.
 
-Two layouts: Yuan 2.0 (ours, but that its query and key projections are interleaved) and Mixtral (for models that have
-nothing which Mixtral has not, so that `transformers` can load them).
+Mixtral's, for models that have nothing which Mixtral has not, so that `transformers` can load them; else ours, which
+are Yuan 2.0's, but that its query and key projections are interleaved.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ def is_mixtral(config: ModelConfig) -> bool:
     plain = ModelConfig(router="top_k", localised_filtering=False, rotary_fraction=1.0)
     choices = set(ModelConfig.model_fields) - _SIZES
     return all(getattr(config, name) == getattr(plain, name) for name in choices)
+
+
+def kind(config: ModelConfig) -> str:
+    """The family (`runtime.moe.families`) that the folder is written as."""
+    if is_mixtral(config):
+        return "mixtral"
+    return "yuan" if config.localised_filtering and config.router == "attention" else "fallow"
 
 
 def interleaves_queries(config: ModelConfig) -> bool:
