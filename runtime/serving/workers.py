@@ -15,6 +15,7 @@ import torch
 
 from runtime.moe.cache import SequenceCache
 from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder
+from runtime.moe.description import examine
 from runtime.moe.experts import AnyExpert, cloned
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.dataplane import ExpertPlane
@@ -127,6 +128,7 @@ class EngineWorker:
 
     def _build(self) -> EngineServer:
         try:
+            examine(self._folder)
             with ModelFolder(self._folder) as folder:
                 model = folder.dense_model()
         except (DamagedCheckpoint, OSError) as error:
