@@ -6,12 +6,12 @@ folder. What the scheduler must know of a served model is read from the model fo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fallow.errors import InvalidSpec, UsageError
+from fallow.model_folders import UnusableModel, read_model
 from protocol import jobspec
 from protocol.jobspec import JobSpec
 from protocol.models import ModelConfig
@@ -84,13 +84,8 @@ def _check_text(path: str | None, origin: str) -> None:
 
 
 def _shape(folder: Path, origin: str) -> ModelConfig:
-    """The architecture that `runtime.moe` wrote under the key `fallow` of the model's config.json."""
-    path = folder / "config.json"
+    """The architecture in the model's folder."""
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))["fallow"]
-        return ModelConfig.model_validate_json(json.dumps(described))
-    except OSError as error:
-        problem = f"{path} cannot be read: {error.strerror}; give the folder of a finished train job"
-    except (ValueError, KeyError, TypeError):
-        problem = f"{path} does not describe a model of Fallow's; give serve.shape, or import the model first"
-    raise InvalidSpec(origin, [f"serve.model: {problem}"])
+        return read_model(folder)
+    except UnusableModel as error:
+        raise InvalidSpec(origin, [f"serve.model: {error}"]) from error

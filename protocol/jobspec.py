@@ -122,6 +122,19 @@ class TrainPart(Part):
             return value
         return {**value, "model": {**PRESETS[preset].model_dump(), **fields}}
 
+    @field_validator("model")
+    @classmethod
+    def _trainable(cls, model: ModelConfig) -> ModelConfig:
+        unsupported = {"dense_layers": model.dense_layers, "shared_size": model.shared_size}
+        wrong = next((name for name, value in unsupported.items() if value), None)
+        if model.expert_kind != "silu":
+            wrong = "expert_kind"
+        if wrong is not None:
+            raise ValueError(
+                f"{wrong}: training knows only models whose feed-forward blocks are plain experts; leave it out"
+            )
+        return model
+
 
 class ServePart(Part):
     """An OpenAI-compatible endpoint for a model whose experts lie on several nodes."""

@@ -40,7 +40,7 @@ def client() -> Client:
 
 def submit(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A job spec in YAML.")],
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the spec is valid.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only say if the spec is valid, and what it needs.")] = False,
     follow: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show progress until the job ends.")] = False,
     request_id: Annotated[
         str | None, typer.Option(help="A second submit with the same id makes no second job.")
@@ -64,13 +64,20 @@ def submit(
 
 
 def _check(file: Path, json: bool) -> None:
+    from dataclasses import asdict
+
+    from fallow.model_folders import memory_need
     from fallow.specs import load_spec
 
     spec = load_spec(file)
+    need = memory_need(spec.serve) if spec.serve is not None else None
     if json:
-        output.print_json({"valid": True, "spec": spec.model_dump(mode="json", exclude_none=True)})
-    else:
-        print(f"{file}: a valid {spec.kind} job of width {spec.min_width} to {spec.max_width}")
+        memory = {} if need is None else {"memory": asdict(need)}
+        output.print_json({"valid": True, "spec": spec.model_dump(mode="json", exclude_none=True), **memory})
+        return
+    print(f"{file}: a valid {spec.kind} job of width {spec.min_width} to {spec.max_width}")
+    for line in need.lines() if need is not None else []:
+        print(line)
 
 
 def run(

@@ -1,9 +1,11 @@
 """Causal self-attention with grouped heads, a rotary part, and a cache that the caller passes in.
 
-T tokens, H query heads, G key and value heads, d head size, D hidden size, r rotary dimensions (the first r of d).
+T tokens, L tokens held, H query heads, G key and value heads, d head size, D hidden size.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,44 +14,50 @@ from torch.nn.functional import scaled_dot_product_attention
 from protocol.models import ModelConfig
 from runtime.moe.cache import SequenceCache
 from runtime.moe.filtering import LocalisedFiltering
+from runtime.moe.norm import RMSNorm
 from runtime.moe.packing import Packing
+from runtime.moe.rotary import Rotary
 
 
-class Rotary:
-    """Rotary embedding (Su et al., arXiv 2104.09864) of the first part of each head, halves paired."""
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer's scores are made. `scale`: None is 1 / sqrt(d). `window`: tokens seen, or None for all.
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.size = int(config.attention_head_size * config.rotary_fraction) // 2 * 2
-        exponents = torch.arange(0, self.size, 2, dtype=torch.float64) / max(self.size, 1)
-        self._frequencies = config.rotary_base**-exponents
+    `sinks` (H,): a score per head that takes weight and gives no value. `value_size`: values are the first so many
+    numbers of the keys, and only keys are cached.
+    """
 
-    def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (T, 1, r) each."""
-        angles = positions.double().unsqueeze(1) * self._frequencies.to(positions.device)
-        angles_T1r = torch.cat((angles, angles), dim=1).unsqueeze(1)
-        return angles_T1r.cos().to(dtype), angles_T1r.sin().to(dtype)
+    scale: float | None = None
+    window: int | None = None
+    sinks: Tensor | None = None
+    value_size: int | None = None
 
-    def turn(self, x_THd: Tensor, cos_T1r: Tensor, sin_T1r: Tensor) -> Tensor:
-        """The same vectors, turned by their positions."""
-        turned, rest = x_THd[..., : self.size], x_THd[..., self.size :]
-        first, second = turned.chunk(2, dim=-1)
-        turned = turned * cos_T1r + torch.cat((-second, first), dim=-1) * sin_T1r
-        return torch.cat((turned, rest), dim=-1)
+    @property
+    def is_plain(self) -> bool:
+        """Whether a causal mask is all there is to it."""
+        return self.window is None and self.sinks is None
 
 
 class Attention(nn.Module):
     """Queries and keys from the filtered input (if there is a filter), values from the plain one."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_size = config.heads, config.key_value_heads, config.attention_head_size
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        bias = config.attention_bias != "none"
         self.lf_gate = LocalisedFiltering(config.hidden_size, config.norm_eps) if config.localised_filtering else None
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias == "all")
+        norm = {"none": None, "head": (self.head_size,) * 2, "whole": (queries, keys)}[config.query_key_norm]
+        self.q_norm, self.k_norm = (RMSNorm(size, config.norm_eps) for size in norm) if norm else (None, None)
+        self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.attention_sinks else None
         self.rotary = Rotary(config)
+        self._norms_whole, self._clip = config.query_key_norm == "whole", config.query_key_value_clip
+        self._window = config.window if layer % config.window_every == 0 else None
+        self._scale = _scaled(config, self.head_size)
 
     def forward(
         self,
@@ -61,45 +69,95 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention output (T, D). Appends to the caches, if given, but does not advance them."""
         filtered_TD = self.lf_gate(x_TD, packing, layer, caches) if self.lf_gate is not None else x_TD
-        q_THd = self.rotary.turn(self.q_proj(filtered_TD).unflatten(1, (self.heads, self.head_size)), *tables)
-        k_TGd = self.rotary.turn(self.k_proj(filtered_TD).unflatten(1, (self.kv_heads, self.head_size)), *tables)
-        v_TGd = self.v_proj(x_TD).unflatten(1, (self.kv_heads, self.head_size))
-        if caches is None and packing.uniform_length is not None:
-            y_THd = _attend_uniform(q_THd, k_TGd, v_TGd, packing.uniform_length)
-        else:
-            y_THd = _attend_each(q_THd, k_TGd, v_TGd, packing, layer, caches)
-        return self.o_proj(y_THd.flatten(1))
+        q_THd = self.rotary.turn(self._heads(self.q_proj(filtered_TD), self.heads, self.q_norm), *tables)
+        k_TGd = self.rotary.turn(self._heads(self.k_proj(filtered_TD), self.kv_heads, self.k_norm), *tables)
+        v_TGd = self._heads(self.v_proj(x_TD), self.kv_heads, None)
+        scoring = Scoring(self._scale, self._window, self.sinks)
+        return self.o_proj(attend(q_THd, k_TGd, v_TGd, packing, layer, caches, scoring).flatten(1))
+
+    def _heads(self, x: Tensor, count: int, norm: RMSNorm | None) -> Tensor:
+        if norm is not None and self._norms_whole:
+            x = norm(x)
+        if self._clip is not None:
+            x = x.clamp(-self._clip, self._clip)
+        x_THd = x.unflatten(1, (count, self.head_size))
+        return norm(x_THd) if norm is not None and not self._norms_whole else x_THd
 
 
-def _attend_uniform(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, length: int) -> Tensor:
+def _scaled(config: ModelConfig, size: int) -> float | None:
+    stretch = config.rotary_scaling.score_scale if config.rotary_scaling else 1.0
+    return None if stretch == 1.0 else stretch * size**-0.5
+
+
+def attend(
+    q_THd: Tensor,
+    k_TGd: Tensor,
+    v_TGd: Tensor,
+    packing: Packing,
+    layer: int,
+    caches: list[SequenceCache] | None,
+    scoring: Scoring,
+) -> Tensor:
+    """Each token's weighted sum of the values that it may see, (T, H, d)."""
+    if caches is None and packing.uniform_length is not None:
+        return _attend_uniform(q_THd, k_TGd, v_TGd, packing.uniform_length, scoring)
+    return _attend_each(q_THd, k_TGd, v_TGd, packing, layer, caches, scoring)
+
+
+def _attend_uniform(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, length: int, scoring: Scoring) -> Tensor:
     q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q_THd, k_TGd, v_TGd))
-    y = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    return y.transpose(1, 2).flatten(0, 1)
+    return _weighted(q, k, v, 0, scoring).transpose(1, 2).flatten(0, 1)
 
 
 def _attend_each(
-    q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, packing: Packing, layer: int, caches: list[SequenceCache] | None
+    q_THd: Tensor,
+    k_TGd: Tensor,
+    v_TGd: Tensor,
+    packing: Packing,
+    layer: int,
+    caches: list[SequenceCache] | None,
+    scoring: Scoring,
 ) -> Tensor:
-    parts = [q_THd[:0]]
+    parts = [q_THd[:0, :, : v_TGd.shape[2]]]
     for n, (start, length) in enumerate(zip(packing.starts, packing.lengths, strict=True)):
         rows = slice(start, start + length)
         q, k, v = (x[rows].transpose(0, 1) for x in (q_THd, k_TGd, v_TGd))
-        if caches is not None:
+        if caches is not None and scoring.value_size is not None:
+            k, _ = caches[n].append(layer, k, v[..., :0])
+            v = k[..., : scoring.value_size]
+        elif caches is not None:
             k, v = caches[n].append(layer, k, v)
-        parts.append(_attend_one(q, k, v, packing.offsets[n]).transpose(0, 1))
+        y_1HTd = _weighted(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), packing.offsets[n], scoring)
+        parts.append(y_1HTd.squeeze(0).transpose(0, 1))
     return torch.cat(parts)
 
 
-def _attend_one(q_HTd: Tensor, k_GLd: Tensor, v_GLd: Tensor, offset: int) -> Tensor:
-    length = q_HTd.shape[1]
-    mask = None
-    if length > 1 and offset > 0:
-        mask = torch.ones(length, offset + length, dtype=torch.bool, device=q_HTd.device).tril(offset)
+def _weighted(q_BHTd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, offset: int, scoring: Scoring) -> Tensor:
+    """Attention of tokens that follow `offset` others of the same sequence."""
+    length, mask = q_BHTd.shape[2], None
+    if not scoring.is_plain or (length > 1 and offset > 0):
+        mask = _mask(length, offset, scoring.window, q_BHTd.device)
+    if scoring.sinks is not None and mask is not None:
+        k_BGLd, v_BGLd, mask = _with_sinks(k_BGLd, v_BGLd, mask, scoring.sinks)
     return scaled_dot_product_attention(
-        q_HTd.unsqueeze(0),
-        k_GLd.unsqueeze(0),
-        v_GLd.unsqueeze(0),
+        q_BHTd,
+        k_BGLd,
+        v_BGLd,
         attn_mask=mask,
         is_causal=mask is None and length > 1,
-        enable_gqa=q_HTd.shape[0] != k_GLd.shape[0],
-    ).squeeze(0)
+        scale=scoring.scale,
+        enable_gqa=q_BHTd.shape[1] != k_BGLd.shape[1],
+    )
+
+
+def _mask(length: int, offset: int, window: int | None, device: torch.device) -> Tensor:
+    seen_TL = torch.ones(length, offset + length, dtype=torch.bool, device=device).tril(offset)
+    return seen_TL if window is None else seen_TL.triu(offset - window + 1)
+
+
+def _with_sinks(k_BGLd: Tensor, v_BGLd: Tensor, seen_TL: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One more token, of zeros, whose score is the sink: it takes its weight and adds nothing."""
+    k, v = (torch.cat((x, x.new_zeros(*x.shape[:2], 1, x.shape[3])), dim=2) for x in (k_BGLd, v_BGLd))
+    scores_TL = torch.zeros_like(seen_TL, dtype=k.dtype).masked_fill(~seen_TL, float("-inf"))
+    sinksT1 = sinks.to(k.dtype).view(-1, 1, 1).expand(-1, len(seen_TL), 1)
+    return k, v, torch.cat((scores_TL.expand(len(sinks), -1, -1), sinksT1), dim=2)

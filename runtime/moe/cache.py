@@ -22,9 +22,9 @@ class SequenceCache:
         self, config: ModelConfig, capacity: int = 64, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         self.length = 0
-        shape = (config.layers, config.key_value_heads, max(capacity, 1), config.attention_head_size)
-        self._keys = torch.empty(shape, device=device, dtype=dtype)
-        self._values = torch.empty(shape, device=device, dtype=dtype)
+        shape = (config.layers, config.cache_heads, max(capacity, 1))
+        self._keys = torch.empty(*shape, config.cache_key_size, device=device, dtype=dtype)
+        self._values = torch.empty(*shape, config.cache_value_size, device=device, dtype=dtype)
         # [:, 0] is the input before the last, [:, 1] the last one
         self.filter_inputs = torch.zeros(config.layers, 2, config.hidden_size, device=device, dtype=dtype)
         self._next_filter_inputs = torch.zeros_like(self.filter_inputs)
@@ -35,7 +35,7 @@ class SequenceCache:
         return self._keys.nbytes + self._values.nbytes + self.filter_inputs.nbytes
 
     def append(self, layer: int, keys_GTd: Tensor, values_GTd: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a layer's new keys and values; returns all of them, (G, L + T, d) each."""
+        """Add a layer's new keys and values; returns all of them, (G, L + T, d) each. See `ModelConfig.cache_*`."""
         end = self.length + keys_GTd.shape[1]
         self._reserve(end)
         self._keys[layer, :, self.length : end] = keys_GTd
@@ -56,6 +56,7 @@ class SequenceCache:
         if length <= capacity:
             return
         more = max(capacity, length - capacity)
-        shape = (*self._keys.shape[:2], more, self._keys.shape[3])
-        self._keys = torch.cat([self._keys, self._keys.new_empty(shape)], dim=2)
-        self._values = torch.cat([self._values, self._values.new_empty(shape)], dim=2)
+        self._keys, self._values = (
+            torch.cat([held, held.new_empty(*held.shape[:2], more, held.shape[3])], dim=2)
+            for held in (self._keys, self._values)
+        )

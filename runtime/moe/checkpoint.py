@@ -1,7 +1,7 @@
-"""Hugging Face folders: sharded safetensors, config.json, generation_config.json, tokenizer.json.
+"""Writing Hugging Face folders: sharded safetensors, config.json, generation_config.json, tokenizer.json.
 
 A folder is written by several processes, each its own shard, under a temporary name, and renamed when it is whole.
-Reading maps files into memory and takes only the tensors that are named.
+`runtime.moe.reading` reads them.
 """
 
 from __future__ import annotations
@@ -10,30 +10,24 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from protocol.models import ModelConfig
 from runtime.moe import names
-from runtime.moe.experts import ExpertId, ExpertWeights, LocalExperts, expert_shapes
-from runtime.moe.model import MoeModel, all_experts
-from runtime.moe.tokenizer_files import write_tokenizer
+from runtime.moe.experts import ExpertId, ExpertWeights, LocalExperts
+from runtime.moe.families import FAMILIES
+from runtime.moe.headers import INDEX
+from runtime.moe.layout import ConfigJson, DamagedCheckpoint
+from runtime.moe.model import MoeModel
+from runtime.moe.reading import ModelFolder, read_config
+from runtime.moe.tokenizer_files import copy_tokenizer, write_tokenizer
 
-INDEX = "model.safetensors.index.json"
-
-
-class DamagedCheckpoint(ValueError):
-    """A folder that cannot be read; the message names the file or tensor."""
-
-
-# --- writing ---------------------------------------------------------------------------------------------------
+__all__ = ["INDEX", "DamagedCheckpoint", "ModelFolder", "read_config"]  # of reading, for those who do both
 
 
 def dense_tensors(model: MoeModel) -> dict[str, Tensor]:
@@ -72,14 +66,23 @@ def write_shard(folder: Path, index: int, count: int, tensors: Mapping[str, Tens
         raise OSError(f"cannot write {path}: {error}") from error
 
 
-def finish_folder(folder: Path, config: ModelConfig, tokenizer_json: str) -> None:
-    """Write everything beside the shards, then give the folder its name, replacing an older one."""
+def finish_folder(
+    folder: Path, config: ModelConfig, tokenizer_json: str | None = None, source: Path | None = None
+) -> None:
+    """Write everything beside the shards, then give the folder its name, replacing an older one.
+
+    The tokenizer is either given, with token 0 ending texts, or taken over from the folder `source` with its settings.
+    """
     partial = partial_folder(folder)
     weight_map, total = _survey(partial)
     _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(partial / "config.json", config_json(config))
-    _write_json(partial / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
-    write_tokenizer(partial, tokenizer_json)
+    ends = {"bos_token_id": 0, "eos_token_id": 0} if source is None else _ends(source)
+    _write_json(partial / "config.json", config_json(config) | ends)
+    if source is not None:
+        copy_tokenizer(source, partial)
+    elif tokenizer_json is not None:
+        _write_json(partial / "generation_config.json", {**ends, "pad_token_id": 0})
+        write_tokenizer(partial, tokenizer_json)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -98,10 +101,10 @@ def write_folder(folder: Path, model: MoeModel, experts: LocalExperts, tokenizer
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
     """config.json: the names that Hugging Face code reads, and all of ours under `fallow`."""
-    architecture, kind = ("MixtralForCausalLM", "mixtral") if names.is_mixtral(config) else ("YuanForCausalLM", "yuan")
+    family = FAMILIES[names.kind(config)]
     return {
-        "architectures": [architecture],
-        "model_type": kind,
+        "architectures": [family.architecture],
+        "model_type": family.kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.expert_size,
@@ -116,11 +119,14 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         "partial_rotary_factor": config.rotary_fraction,
         "hidden_act": "silu",
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
         "torch_dtype": "float32",
         "fallow": config.model_dump(),
     }
+
+
+def _ends(source: Path) -> dict[str, Any]:
+    raw = ConfigJson.read(source / "config.json")
+    return {name: raw.get(name) for name in ("bos_token_id", "eos_token_id")}
 
 
 def _survey(partial: Path) -> tuple[dict[str, str], int]:
@@ -135,95 +141,3 @@ def _survey(partial: Path) -> tuple[dict[str, str], int]:
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-# --- reading ---------------------------------------------------------------------------------------------------
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The architecture of a folder that Fallow wrote. Raises `DamagedCheckpoint`."""
-    path = folder / "config.json"
-    try:
-        return ModelConfig.model_validate(json.loads(path.read_text(encoding="utf-8"))["fallow"])
-    except OSError as error:
-        raise DamagedCheckpoint(f"{path}: cannot be read ({error.strerror}); give the folder of a model") from error
-    except (ValueError, KeyError, TypeError) as error:
-        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "no valid 'fallow' section"
-        raise DamagedCheckpoint(f"{path}: {detail}; was it written by a Fallow train job?") from error
-
-
-class ModelFolder:
-    """Reads named tensors of a folder, memory-mapped. Close it, or use it as a context manager."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = read_config(folder)
-        self._files: dict[str, Any] = {}
-        self._stack = ExitStack()
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            self._weight_map: dict[str, str] = dict(index["weight_map"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpoint(f"{folder / INDEX}: missing or not a safetensors index") from error
-
-    def __enter__(self) -> ModelFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Unmap the files."""
-        self._stack.close()
-        self._files.clear()
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """One tensor. Raises `DamagedCheckpoint` naming it if it is missing, truncated or has another shape."""
-        if name not in self._weight_map:
-            raise DamagedCheckpoint(f"{self.folder}: tensor {name} is missing from {INDEX}")
-        path = self.folder / self._weight_map[name]
-        try:
-            tensor = self._open(path).get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise DamagedCheckpoint(f"{path}: tensor {name} cannot be read, the file is damaged: {error}") from error
-        if tuple(tensor.shape) != shape:
-            raise DamagedCheckpoint(f"{path}: tensor {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        return tensor
-
-    @torch.no_grad()
-    def load_dense(self, model: MoeModel) -> None:
-        """Fill the dense parameters of a model that was built from `self.config`."""
-        config, ours = model.config, dict(model.named_parameters())
-        theirs = {
-            name: self.tensor(names.dense_name(config, name), tuple(parameter.shape))
-            for name, parameter in ours.items()
-        }
-        if names.interleaves_queries(config):
-            for query, key in names.query_key_pairs(config):
-                theirs[query], theirs[key] = names.separate(config, theirs[query], theirs[key])
-        for name, parameter in ours.items():
-            parameter.copy_(theirs[name])
-
-    def expert(self, key: ExpertId) -> ExpertWeights:
-        """One expert's matrices."""
-        first, last = expert_shapes(self.config.hidden_size, self.config.expert_size)
-        wanted = names.expert_names(self.config, key)
-        half = (first[0] // 2, first[1])
-        shapes = [half, half, last] if len(wanted) == 3 else [first, last]
-        return names.join_expert([self.tensor(n, shape) for n, shape in zip(wanted, shapes, strict=True)])
-
-    def experts(self, keys: list[ExpertId] | None = None) -> LocalExperts:
-        """The named experts, or all of them."""
-        wanted = all_experts(self.config) if keys is None else keys
-        return LocalExperts({key: self.expert(key) for key in wanted}, self.config.experts)
-
-    def dense_model(self) -> MoeModel:
-        """A new model with its dense parameters loaded, for inference."""
-        model = MoeModel(self.config).eval().requires_grad_(False)
-        self.load_dense(model)
-        return model
-
-    def _open(self, path: Path) -> Any:
-        if path.name not in self._files:
-            self._files[path.name] = self._stack.enter_context(safe_open(path, framework="pt"))
-        return self._files[path.name]

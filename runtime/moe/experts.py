@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 ExpertId = tuple[int, int]
-"""(layer, expert)"""
+"""(layer, expert); layers count from the first that has experts"""
 
 
 class ExpertExecutor(Protocol):
@@ -35,6 +35,29 @@ class ExpertWeights(NamedTuple):
         return linear(silu(gate_NF) * value_NF, self.w2)
 
 
+class ClampedExpert(NamedTuple):
+    """An expert of GPT-OSS: biases, gate and value clamped to 7, `gate * sigmoid(1.702 gate) * (value + 1)`."""
+
+    w1: Tensor  # (2 F, D)
+    w2: Tensor  # (D, F)
+    b1: Tensor  # (2 F,)
+    b2: Tensor  # (D,)
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        """Outputs (N, D)."""
+        gate_NF, value_NF = linear(x_ND, self.w1, self.b1).chunk(2, dim=1)
+        gate_NF, value_NF = gate_NF.clamp(max=7.0), value_NF.clamp(-7.0, 7.0)
+        return linear((value_NF + 1) * gate_NF * torch.sigmoid(1.702 * gate_NF), self.w2, self.b2)
+
+
+AnyExpert = ExpertWeights | ClampedExpert
+
+
+def cloned(expert: AnyExpert) -> AnyExpert:
+    """A copy in memory of its own."""
+    return type(expert)(*(tensor.clone() for tensor in expert))
+
+
 class Grouped(NamedTuple):
     """(token, expert) pairs sorted by expert; pairs of one expert keep the order of their tokens."""
 
@@ -48,7 +71,7 @@ def group_by_expert(expert_ids_TK: Tensor, experts: int) -> Grouped:
     return Grouped(torch.argsort(flat_N, stable=True), torch.bincount(flat_N, minlength=experts).tolist())
 
 
-def run_segments(x_ND: Tensor, counts: Sequence[int], experts: Sequence[ExpertWeights]) -> Tensor:
+def run_segments(x_ND: Tensor, counts: Sequence[int], experts: Sequence[AnyExpert]) -> Tensor:
     """Outputs (N, D) of rows sorted by expert, `counts[e]` rows for `experts[e]`.
 
     Experts without a row run too: every parameter gets a gradient, and the result depends on `x_ND` always, which
@@ -101,7 +124,7 @@ def weigh(y_ND: Tensor, grouped: Grouped, weights_TK: Tensor) -> Tensor:
 class LocalExperts:
     """Experts in this process: an `ExpertExecutor` if it holds all of them, a bank of some otherwise."""
 
-    def __init__(self, experts: Mapping[ExpertId, ExpertWeights], experts_per_layer: int) -> None:
+    def __init__(self, experts: Mapping[ExpertId, AnyExpert], experts_per_layer: int) -> None:
         self.experts = dict(experts)
         self._per_layer = experts_per_layer
 

@@ -11,38 +11,64 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from protocol.models import ModelConfig
 from runtime.moe.attention import Attention
 from runtime.moe.cache import SequenceCache
 from runtime.moe.experts import ExpertExecutor, ExpertId, ExpertWeights, LocalExperts, expert_shapes
+from runtime.moe.latent import LatentSelfAttention
 from runtime.moe.norm import RMSNorm
 from runtime.moe.packing import Packing
 from runtime.moe.routers import build_router
 
 
-class Experts(nn.Module):
-    """The routed part of a block: holds the router, calls the executor."""
+class FeedForward(nn.Module):
+    """A gated SiLU block that every token passes."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int, size: int) -> None:
         super().__init__()
-        self.gate = build_router(config)
+        self.gate_proj = nn.Linear(hidden_size, size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, size, bias=False)
+        self.down_proj = nn.Linear(size, hidden_size, bias=False)
 
-    def forward(self, x_TD: Tensor, layer: int, executor: ExpertExecutor) -> Tensor:
-        """Weighted sum of the chosen experts' outputs, (T, D)."""
+    def forward(self, x_TD: Tensor, executor: ExpertExecutor | None = None) -> Tensor:
+        """`down (silu(gate x) * (up x))`, (T, D)."""
+        return self.down_proj(silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+
+
+class Experts(nn.Module):
+    """The routed part of a block: holds the router and the shared block, calls the executor for the experts."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self._layer = layer - config.dense_layers
+        self.gate = build_router(config)
+        self.shared_experts = FeedForward(config.hidden_size, config.shared_size) if config.shared_size else None
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if config.shared_gate else None
+
+    def forward(self, x_TD: Tensor, executor: ExpertExecutor) -> Tensor:
+        """Weighted sum of the chosen experts' outputs, and the shared block's, (T, D)."""
         ids_TK, weights_TK = self.gate(x_TD)
-        return executor(layer, x_TD, ids_TK, weights_TK)
+        y_TD = executor(self._layer, x_TD, ids_TK, weights_TK)
+        return y_TD if self.shared_experts is None else y_TD + self._shared(x_TD)
+
+    def _shared(self, x_TD: Tensor) -> Tensor:
+        assert self.shared_experts is not None
+        y_TD = self.shared_experts(x_TD)
+        return y_TD if self.shared_expert_gate is None else torch.sigmoid(self.shared_expert_gate(x_TD)) * y_TD
 
 
 class Block(nn.Module):
-    """Pre-norm attention and experts, each with a residual."""
+    """Pre-norm attention and feed-forward (experts, or one dense block), each with a residual."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = LatentSelfAttention(config) if config.latent else Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = Experts(config)
+        is_dense = layer < config.dense_layers
+        self.mlp = FeedForward(config.hidden_size, config.dense_size) if is_dense else Experts(config, layer)
 
     def forward(
         self,
@@ -55,7 +81,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """Hidden vectors after this block."""
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), packing, tables, layer, caches)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), layer, executor)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), executor)
 
 
 class Trunk(nn.Module):
@@ -64,7 +90,7 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
@@ -118,7 +144,7 @@ def initial_tensor(name: str, shape: Sequence[int], layers: int, seed: int) -> T
     """
     if name.endswith("norm.weight"):
         return torch.ones(tuple(shape))
-    if name.endswith("bias"):
+    if name.endswith(("bias", "sinks")):
         return torch.zeros(tuple(shape))
     scale = 0.02 / math.sqrt(2 * layers) if name.endswith(("o_proj.weight", "w2.weight")) else 0.02
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
@@ -136,14 +162,14 @@ def initialise_dense(model: MoeModel, seed: int) -> None:
 def initial_expert(config: ModelConfig, key: ExpertId, seed: int) -> ExpertWeights:
     """An expert's first value."""
     shapes = zip(("w1", "w2"), expert_shapes(config.hidden_size, config.expert_size), strict=True)
-    layer, expert = key
+    layer, expert = key[0] + config.dense_layers, key[1]
     prefix = f"model.layers.{layer}.mlp.experts.{expert}"
     return ExpertWeights(*(initial_tensor(f"{prefix}.{w}.weight", shape, config.layers, seed) for w, shape in shapes))
 
 
 def all_experts(config: ModelConfig) -> list[ExpertId]:
     """Every (layer, expert) of the model, in order."""
-    return [(layer, expert) for layer in range(config.layers) for expert in range(config.experts)]
+    return [(layer, expert) for layer in range(config.expert_layers) for expert in range(config.experts)]
 
 
 def initial_experts(config: ModelConfig, seed: int) -> LocalExperts:

@@ -1,7 +1,7 @@
-"""Tensor names of Hugging Face folders, and how their tensors differ from ours.
+"""Tensor names of the Hugging Face folders that Fallow writes, and how their tensors differ from ours.
 
-Two layouts: Yuan 2.0 (ours, but that its query and key projections are interleaved) and Mixtral (for models without
-localised filtering and with the top_k router, so that `transformers` can load them).
+Mixtral's, for models that have nothing which Mixtral has not, so that `transformers` can load them; else ours, which
+are Yuan 2.0's, but that its query and key projections are interleaved.
 """
 
 from __future__ import annotations
@@ -14,12 +14,23 @@ from torch import Tensor
 from protocol.models import ModelConfig
 from runtime.moe.experts import ExpertId, ExpertWeights
 
+_SIZES = {"vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_size", "experts", "experts_per_token"}
+_SIZES |= {"expert_size", "rotary_base", "norm_eps", "tie_embeddings", "dense_size"}
 _MIXTRAL = ((".mlp.gate.", ".block_sparse_moe.gate."),)
 
 
 def is_mixtral(config: ModelConfig) -> bool:
     """Whether the folder is written in Mixtral's layout."""
-    return config.router == "top_k" and not config.localised_filtering and config.rotary_fraction == 1.0
+    plain = ModelConfig(router="top_k", localised_filtering=False, rotary_fraction=1.0)
+    choices = set(ModelConfig.model_fields) - _SIZES
+    return all(getattr(config, name) == getattr(plain, name) for name in choices)
+
+
+def kind(config: ModelConfig) -> str:
+    """The family (`runtime.moe.families`) that the folder is written as."""
+    if is_mixtral(config):
+        return "mixtral"
+    return "yuan" if config.localised_filtering and config.router == "attention" else "fallow"
 
 
 def interleaves_queries(config: ModelConfig) -> bool:
@@ -37,7 +48,7 @@ def dense_name(config: ModelConfig, name: str) -> str:
 
 def expert_names(config: ModelConfig, key: ExpertId) -> list[str]:
     """The checkpoint's names of an expert's tensors."""
-    layer, expert = key
+    layer, expert = key[0] + config.dense_layers, key[1]
     if is_mixtral(config):
         return [f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{w}.weight" for w in ("w1", "w3", "w2")]
     return [f"model.layers.{layer}.mlp.experts.{expert}.{w}.weight" for w in ("w1", "w2")]
@@ -49,11 +60,6 @@ def split_expert(config: ModelConfig, weights: ExpertWeights) -> list[Tensor]:
         gate_FD, value_FD = weights.w1.chunk(2)
         return [gate_FD, value_FD, weights.w2]
     return list(weights)
-
-
-def join_expert(tensors: list[Tensor]) -> ExpertWeights:
-    """The inverse of `split_expert`."""
-    return ExpertWeights(torch.cat(tensors[:-1]) if len(tensors) == 3 else tensors[0], tensors[-1])
 
 
 def interleave(config: ModelConfig, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,17 +37,22 @@ class AttentionRouter(nn.Module):
 
 
 class TopKRouter(nn.Module):
-    """Softmax over a linear map, the K largest, renormalised (Mixtral)."""
+    """Softmax over a linear map, the K largest (Mixtral, Qwen, OLMoE), of the best groups (DeepSeek-V2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.active = config.experts_per_token
         self.weight = nn.Parameter(torch.empty(config.experts, config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.experts)) if config.router_bias else None
+        self._weigh = Weighing(config)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen experts (T, K) and their weights (T, K), which sum to 1."""
-        logits_TE = nn.functional.linear(x_TD.float(), self.weight.float())
-        return _largest(torch.softmax(logits_TE, dim=1), self.active)
+        """Chosen experts (T, K) and their weights (T, K)."""
+        bias = None if self.bias is None else self.bias.float()
+        scores_TE = torch.softmax(nn.functional.linear(x_TD.float(), self.weight.float(), bias), dim=1)
+        allowed_TE = self._weigh.limited(scores_TE, best_of_group=1, barred=0.0)
+        ids_TK = torch.topk(allowed_TE, self.active, dim=1).indices
+        return ids_TK, self._weigh(scores_TE.gather(1, ids_TK))
 
 
 class SigmoidBiasRouter(nn.Module):
@@ -58,19 +63,49 @@ class SigmoidBiasRouter(nn.Module):
         self.active = config.experts_per_token
         self.weight = nn.Parameter(torch.empty(config.experts, config.hidden_size))
         self.e_score_correction_bias = nn.Parameter(torch.zeros(config.experts), requires_grad=False)
+        self._weigh = Weighing(config)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen experts (T, K) and their weights (T, K), which sum to 1."""
+        """Chosen experts (T, K) and their weights (T, K)."""
         scores_TE = torch.sigmoid(nn.functional.linear(x_TD.float(), self.weight.float()))
-        ids_TK = torch.topk(scores_TE + self.e_score_correction_bias, self.active, dim=1).indices
-        chosen_TK = scores_TE.gather(1, ids_TK)
-        return ids_TK, chosen_TK / chosen_TK.sum(dim=1, keepdim=True).clamp_min(1e-20)
+        biased_TE = scores_TE + self.e_score_correction_bias
+        allowed_TE = self._weigh.limited(biased_TE, best_of_group=2, barred=float("-inf"))
+        ids_TK = torch.topk(allowed_TE, self.active, dim=1).indices
+        return ids_TK, self._weigh(scores_TE.gather(1, ids_TK))
 
     @torch.no_grad()
     def rebalance(self, tokens_E: Tensor, rate: float = 1e-3) -> None:
         """Raise the bias of experts that saw fewer tokens than the mean, lower that of the others."""
         tokens_E = tokens_E.to(self.e_score_correction_bias)
         self.e_score_correction_bias += rate * torch.sign(tokens_E.mean() - tokens_E)
+
+
+class Weighing:
+    """What the routers of a configuration have in common: groups of experts, and weights from scores.
+
+    P groups of M experts each.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._groups, self._allowed = config.expert_groups, config.groups_per_token
+        self._renormalise, self._scale = config.renormalise, config.routed_scale
+
+    def limited(self, scores_TE: Tensor, best_of_group: int, barred: float) -> Tensor:
+        """Scores with experts of all but the best groups at `barred`; a group counts as its best few together."""
+        if self._groups == 1:
+            return scores_TE
+        scores_TPM = scores_TE.unflatten(1, (self._groups, -1))
+        best = min(best_of_group, scores_TPM.shape[2])
+        groups_TP = torch.topk(scores_TPM, best, dim=2).values.sum(dim=2)
+        chosen_TA = torch.topk(groups_TP, self._allowed, dim=1).indices
+        is_barred_TP = torch.ones_like(groups_TP, dtype=torch.bool).scatter(1, chosen_TA, False)
+        return scores_TPM.masked_fill(is_barred_TP.unsqueeze(2), barred).flatten(1)
+
+    def __call__(self, scores_TK: Tensor) -> Tensor:
+        """Weights of the chosen experts."""
+        if self._renormalise:
+            scores_TK = scores_TK / scores_TK.sum(dim=1, keepdim=True).clamp_min(1e-20)
+        return scores_TK if self._scale == 1.0 else scores_TK * self._scale
 
 
 def _largest(probabilities_TE: Tensor, active: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ import torch
 
 from runtime.moe.cache import SequenceCache
 from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder
-from runtime.moe.experts import ExpertWeights
+from runtime.moe.description import examine
+from runtime.moe.experts import AnyExpert, cloned
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.dataplane import ExpertPlane
 from runtime.serving.engine import Engine, RemoteExperts
@@ -33,7 +34,7 @@ class FolderExperts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._experts: dict[ExpertId, ExpertWeights] = {}
+        self._experts: dict[ExpertId, AnyExpert] = {}
 
     def load(self, experts: Iterable[ExpertId]) -> int:
         """Have these experts too; the bytes read. Raises `DamagedCheckpoint`."""
@@ -42,7 +43,7 @@ class FolderExperts:
             return 0
         with ModelFolder(self._folder) as folder:
             # copied, so that no call waits for the disk and the folder may be replaced
-            fresh = {key: ExpertWeights(*(matrix.clone() for matrix in folder.expert(key))) for key in wanted}
+            fresh = {key: cloned(folder.expert(key)) for key in wanted}
         self._experts = {**self._experts, **fresh}
         return sum(matrix.nbytes for weights in fresh.values() for matrix in weights)
 
@@ -127,6 +128,7 @@ class EngineWorker:
 
     def _build(self) -> EngineServer:
         try:
+            examine(self._folder)
             with ModelFolder(self._folder) as folder:
                 model = folder.dense_model()
         except (DamagedCheckpoint, OSError) as error:

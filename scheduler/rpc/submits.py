@@ -70,7 +70,7 @@ def _shape(spec: JobSpec) -> ModelShape | None:
     if model is None:
         return None
     each = TRAINING_BYTES if spec.train is not None else SERVING_BYTES
-    return ModelShape(model.layers, model.experts, model.expert_parameters * each, model.dense_parameters * each)
+    return ModelShape(model.expert_layers, model.experts, model.expert_parameters * each, model.dense_parameters * each)
 
 
 def _impossible(spec: JobSpec) -> list[str]:
@@ -79,7 +79,7 @@ def _impossible(spec: JobSpec) -> list[str]:
     model = _model(spec)
     if model is not None:
         part = "train.model" if spec.train is not None else "serve.shape"
-        pairs = model.layers * model.experts
+        pairs = model.expert_layers * model.experts
         total = model.parameters * (TRAINING_BYTES if spec.train is not None else SERVING_BYTES)
         if pairs > MOST_EXPERTS:
             problems.append(f"{part}: layers x experts is {pairs}, more than {MOST_EXPERTS}: lower one of them")
@@ -102,7 +102,8 @@ def _impossible_serving(spec: JobSpec) -> list[str]:
     problems = []
     if serve.copies > serve.shards.max:
         problems.append(f"serve.copies: {serve.copies} copies need as many shards: raise serve.shards.max")
-    if serve.shards.min > serve.shape.layers * serve.shape.experts * serve.copies:
+    pairs = serve.shape.expert_layers * serve.shape.experts
+    if serve.shards.min > max(1, pairs * serve.copies):  # a dense model's one shard has nothing to hold
         problems.append(f"serve.shards.min: {serve.shards.min} shards are more than there are experts: lower it")
     return problems
 

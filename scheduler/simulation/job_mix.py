@@ -200,4 +200,4 @@ def _shape(spec: JobSpec) -> ModelShape | None:
     if model is None:
         return None
     each = TRAINING_BYTES if spec.train else SERVING_BYTES
-    return ModelShape(model.layers, model.experts, model.expert_parameters * each, model.dense_parameters * each)
+    return ModelShape(model.expert_layers, model.experts, model.expert_parameters * each, model.dense_parameters * each)

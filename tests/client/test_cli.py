@@ -130,3 +130,47 @@ def test_help_loads_neither_grpc_nor_pydantic() -> None:
 def test_shell_completion(shell: str) -> None:
     command = [sys.executable, "-m", "fallow", "--show-completion", shell]
     assert "fallow" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_submit_check_says_what_a_served_model_needs(cli: Cli, tmp_path: Path) -> None:
+    config = {
+        "model_type": "mixtral",
+        "vocab_size": 100,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "serve.yaml"
+    path.write_text("kind: serve\nname: s\nserve: {model: model, shards: {min: 2, max: 4}, copies: 2}\n")
+    code, out, _ = cli("submit", "--check", str(path))
+    assert code == 0
+    assert "each engine" in out
+    assert "each shard" in out
+    code, out, _ = cli("submit", "--check", "--json", str(path))
+    assert code == 0
+    memory = json.loads(out)["memory"]
+    expert = 3 * 64 * 128 * 4
+    assert memory["expert_bytes"] == expert
+    assert (memory["shard_bytes_at_min"], memory["shard_bytes_at_max"]) == (16 * expert, 8 * expert)
+    assert memory["cache_bytes"] == 16 * 1024 * 2 * 2 * 64 * 4
+
+
+def test_a_served_model_that_cannot_run_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    path = tmp_path / "serve.yaml"
+    path.write_text("kind: serve\nname: s\nserve: {model: model}\n")
+    code, _, err = cli("submit", "--check", str(path))
+    assert code == 4
+    assert "serve.model" in err
+    assert "'gpt2', which Fallow does not run" in err
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mixtral"}')
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"cut")
+    code, _, err = cli("submit", "--check", str(path))
+    assert code == 4
+    assert "vocab_size is missing" in err
