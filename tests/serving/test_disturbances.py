@@ -37,6 +37,8 @@ class Owner:
         return f"{event.__name__} {worker.worker}"
 
     def kill(self, worker: WorkerSlot) -> None:
+        """Once it runs: a worker that has not begun cannot be lost, it is only started."""
+        self._served.wait(lambda: worker.worker in self._served.reports.workers("running"), "the worker up")
         self._served.kill(worker.worker)
         self._served.wait(lambda: worker.worker in self._served.reports.workers("lost"), "the loss reported")
         self._replace(worker, "loss", lost_workers=(worker.worker,))
