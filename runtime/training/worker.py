@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,9 +111,12 @@ class TrainWorker:
         else:
             return
         # outside the handler: its traceback would keep the group, and so its connections, alive
+        self._break_off(standing, switch.number, reason)
+
+    def _break_off(self, standing: Standing, number: int, reason: str) -> None:
         standing.close()
         self._writer.interrupt()
-        self._become("broken", step=self.step, number=switch.number, reason=reason, boundary_s=self._boundary_s)
+        self._become("broken", step=self.step, number=number, reason=reason, boundary_s=self._boundary_s)
 
     def _enter(self, switch: Switch, standing: Standing) -> None:
         stopped_s, had_state = self._boundary_s, standing.has_state
@@ -139,19 +143,27 @@ class TrainWorker:
         assert self._batches is not None
         trainer = Trainer(self._spec, standing.state, self._batches, group, generation)
         while self.step < self._part.steps:
-            outcome = trainer.step(Signals(self._orders.pending, int(self._writer.writing)))
-            self._boundary_s = time.time()
-            self._since_switch += 1
-            standing.snapshots.settle()
-            if generation.workers[0] == self._me:
-                self._tell_step(outcome)
-            if self._orders.is_cancelled(generation.number):
-                raise PeerLost("the controller knows that a peer is lost")
-            self._at_boundary(standing, generation, outcome)
-            if max(signal.pending for signal in outcome.signals) > generation.number:
-                self._writer.interrupt()
+            if not self._after_step(standing, generation, trainer.step(self._signals())):
                 return
         self._finish(standing, generation)
+
+    def _signals(self) -> Signals:
+        return Signals(self._orders.pending, int(self._writer.writing))
+
+    def _after_step(self, standing: Standing, generation: Generation, outcome: Outcome) -> bool:
+        """What follows every step. False if the generation ends here, for a newer one. Raises `PeerLost`."""
+        self._boundary_s = time.time()
+        self._since_switch += 1
+        standing.snapshots.settle()
+        if generation.workers[0] == self._me:
+            self._tell_step(outcome)
+        if self._orders.is_cancelled(generation.number):
+            raise PeerLost("the controller knows that a peer is lost")
+        self._at_boundary(standing, generation, outcome)
+        if max(signal.pending for signal in outcome.signals) > generation.number:
+            self._writer.interrupt()
+            return False
+        return True
 
     def _at_boundary(self, standing: Standing, generation: Generation, outcome: Outcome) -> None:
         by_rank = tuple(signal.checkpoint for signal in outcome.signals)
@@ -205,11 +217,11 @@ class TrainWorker:
         if rank == 0:
             shutil.rmtree(partial_folder(output), ignore_errors=True)
         group.barrier()
-        fault = _fault_of(lambda: write_shard(output, rank, width, self._share_of_model(state, rank)))
+        fault = fault_of(lambda: write_shard(output, rank, width, self._share_of_model(state, rank)))
         is_whole = not self._any(fault)
         if rank == 0 and is_whole:
             tokenizer = self._batches.corpus.tokenizer_json
-            fault = _fault_of(lambda: finish_folder(output, state.config, tokenizer))
+            fault = fault_of(lambda: finish_folder(output, state.config, tokenizer))
         if self._any(fault) or fault:
             raise OSError(fault or "another worker could not write its part of the model")
         self._become("finished", step=self.step, output=os.fspath(output))
@@ -226,7 +238,8 @@ class TrainWorker:
         return bool(told.item())
 
 
-def _fault_of(write: Any) -> str:
+def fault_of(write: Callable[[], Any]) -> str:
+    """What a user reads if the disk does not take it, "" if it does."""
     try:
         write()
     except OSError as error:
