@@ -98,11 +98,26 @@ class TrainPart(Part):
     pickled: str | None = Field(default=None, description="base64 of a cloudpickled function, written by fallow.Client")
     data: Text = Field(
         default="pydoc",
-        description="'pydoc': the documentation inside every Python; else the path of a UTF-8 text file",
+        description="'pydoc': the documentation inside every Python; else a path or fsspec URL: UTF-8 text, JSON lines "
+        "(.jsonl, field 'text'), or token ids (.npy), packed with .gz or not",
+    )
+    tokenizer: Text | None = Field(
+        default=None, description="Hugging Face folder with a tokenizer.json; left out, one is trained on the data"
+    )
+    eval_data: Text | None = Field(default=None, description="held-out data, as `data`; needs eval_every")
+    eval_every: Annotated[int, Field(ge=1)] | None = Field(default=None, description="steps between evaluations")
+    eval_samples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=64, description="sequences of eval_data that an evaluation takes, the same each time"
+    )
+    start: Text | None = Field(
+        default=None, description="folder of a model of the same architecture, to start from its values"
     )
     steps: Annotated[int, Field(ge=1, le=100_000_000)] = 200
     global_batch: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=16, description="sequences per step, at any width"
+    )
+    accumulate: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="parts that a step's batch is worked on in, one after another, to save memory"
     )
     sequence_length: Annotated[int, Field(ge=2, le=1_000_000)] = 128
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -113,7 +128,10 @@ class TrainPart(Part):
     checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=100, description="steps between checkpoints on disk")
     output: Text = Field(description="folder for checkpoints and the finished model")
 
-    _paths = field_validator("data", "output")(_safe_path)
+    @field_validator("data", "output", "tokenizer", "eval_data", "start")
+    @classmethod
+    def _paths(cls, value: str | None) -> str | None:
+        return value if value is None else _safe_path(value)
 
     @property
     def is_own(self) -> bool:
@@ -128,7 +146,8 @@ class TrainPart(Part):
         functions = [name for name in ("function", "pickled") if value.get(name) is not None]
         if not functions:
             return value
-        given = [name for name in ("preset", "model") if value.get(name) is not None]
+        builtin = ("preset", "model", "tokenizer", "eval_data", "start")
+        given = [name for name in builtin if value.get(name) is not None]
         if given or len(functions) > 1:
             raise ValueError(
                 f"{' and '.join([*functions, *given])}: give one; a function brings its own model and data"
@@ -139,6 +158,12 @@ class TrainPart(Part):
     def _something_to_train(self) -> TrainPart:
         if self.model is None and not self.is_own:
             raise ValueError("give a model, a preset, or a function that trains one")
+        if (self.eval_data is None) != (self.eval_every is None):
+            raise ValueError("eval_data and eval_every: give both or neither")
+        if self.accumulate > self.global_batch:
+            raise ValueError(
+                f"accumulate: a batch of {self.global_batch} cannot be worked on in {self.accumulate} parts"
+            )
         return self
 
     @model_validator(mode="before")

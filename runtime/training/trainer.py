@@ -26,6 +26,9 @@ from runtime.training.group import Group
 from runtime.training.state import Position, TrainState
 from runtime.training.text import Batches, share
 
+HELD_OUT = -1
+"""The step whose samples an evaluation takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signals:
@@ -118,20 +121,36 @@ class Trainer(Stepper):
         self._forward_backward(self._state.position.step)
         return self.conclude(signals, time.monotonic() - started - (self._group.waited_s - waited_s))
 
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, samples: int) -> float:
+        """Mean token loss of the first `samples` held-out sequences, the same at any width. Raises `PeerLost`."""
+        sums_N = torch.zeros_like(self._losses_N)
+        batch = self._part.global_batch
+        for first in range(0, samples, batch):
+            self._add_losses(sums_N, batches, HELD_OUT, first, min(first + batch, samples))
+        self._group.all_reduce(sums_N)
+        return float(sums_N.sum()) / (samples * self._part.sequence_length)
+
     def _forward_backward(self, step: int) -> None:
-        state = self._state
+        state, part = self._state, self._part
         self._sums.zero_()
         zero_gradients([piece.flat for piece in state.experts.values()])
-        rows = [self._batches.rows(step, *share(self._part.global_batch, self._grains, g)) for g in self._mine]
-        rows = [r.to(state.device) for r in rows]
-        sums = losses(self._replicas, rows, self._run_experts, state.config.hidden_size)
-        (torch.stack(sums).sum() * self._loss_scale).backward()
-        for replica in self._replicas:
-            replica.add_gradient(self._gradient_P)
-        for grain, loss in zip(self._mine, sums, strict=False):
-            self._losses_N[grain] = loss.detach()
+        for turn in range(part.accumulate):
+            self._add_losses(self._losses_N, self._batches, step, *share(part.global_batch, part.accumulate, turn))
         for key, piece in state.experts.items():
             self._squared_norms_LE[key] = piece.flat.squared_gradient()
+
+    def _add_losses(self, sums_N: Tensor, batches: Batches, step: int, start: int, stop: int) -> None:
+        """Samples `start` to `stop` of a step, forward, and backward where gradients are wanted."""
+        parts = [share(stop - start, self._grains, grain) for grain in self._mine]
+        rows = [batches.rows(step, start + a, start + b).to(self._state.device) for a, b in parts]
+        sums = losses(self._replicas, rows, self._run_experts, self._state.config.hidden_size)
+        if torch.is_grad_enabled():
+            (torch.stack(sums).sum() * self._loss_scale).backward()
+            for replica in self._replicas:
+                replica.add_gradient(self._gradient_P)
+        for grain, loss in zip(self._mine, sums, strict=False):
+            sums_N[grain] += loss.detach()
 
     def _run_experts(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         if self._balanced:

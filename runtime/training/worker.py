@@ -16,7 +16,15 @@ from typing import Any, Literal
 import torch
 
 from protocol.jobspec import JobSpec
-from runtime.moe.checkpoint import dense_tensors, expert_tensors, finish_folder, partial_folder, write_shard
+from protocol.models import ModelConfig
+from runtime.moe.checkpoint import (
+    dense_tensors,
+    expert_tensors,
+    finish_folder,
+    partial_folder,
+    read_config,
+    write_shard,
+)
 from runtime.site.controller import WorkerSlot
 from runtime.training.checkpoint_writer import CheckpointWriter, Writing
 from runtime.training.generation import DENSE, Generation, Holding, Switch
@@ -24,8 +32,9 @@ from runtime.training.group import PeerLost
 from runtime.training.orders import Orders
 from runtime.training.pulse import Pulse
 from runtime.training.snapshots import Snapshots
+from runtime.training.sources import DataError, keep_tokenizer_files, read_tokenizer
 from runtime.training.state import Copy, TrainState
-from runtime.training.text import Batches, DataError, load_corpus
+from runtime.training.text import Batches, load_corpus
 from runtime.training.trainer import Outcome, Signals, Trainer
 from runtime.training.transition import Standing, enter
 
@@ -44,6 +53,7 @@ class TrainWorker:
         self._writer = CheckpointWriter(folder / "checkpoints", pulse.tell)
         self._standing: Standing | None = None
         self._batches: Batches | None = None
+        self._held_out: Batches | None = None
         self._boundary_s = 0.0  # Unix time of the last step's end
         self._since_switch = 0  # steps taken in this generation
         self.phase: Phase = "preparing"
@@ -89,11 +99,20 @@ class TrainWorker:
             self._become("failed", message=explain(error, self._me))
 
     def _prepare(self) -> None:
-        part = self._part
+        part, data = self._part, self._folder / "data"
+        assert part.model is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, self._folder / "data")
+        known = read_tokenizer(part.tokenizer, part.model.vocab_size) if part.tokenizer else ""
+        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, data, known)
         self._batches = Batches(corpus, part.seed, part.sequence_length)
-        self._standing = Standing(TrainState(part.model, device), Snapshots(self._me))
+        if part.eval_data is not None:
+            vocab_size, known = part.model.vocab_size, corpus.tokenizer_json
+            held_out = load_corpus(part.eval_data, vocab_size, part.sequence_length, data / "eval", known)
+            self._held_out = Batches(held_out, part.seed, part.sequence_length)
+        if part.start is not None:
+            check_start(Path(part.start), part.model)
+        state = TrainState(part.model, device, Path(part.start) if part.start else None)
+        self._standing = Standing(state, Snapshots(self._me))
 
     def _follow(self, switch: Switch) -> None:
         standing = self._standing
@@ -143,9 +162,18 @@ class TrainWorker:
         assert self._batches is not None
         trainer = Trainer(self._spec, standing.state, self._batches, group, generation)
         while self.step < self._part.steps:
-            if not self._after_step(standing, generation, trainer.step(self._signals())):
+            outcome = trainer.step(self._signals())
+            self._evaluate(trainer, generation)
+            if not self._after_step(standing, generation, outcome):
                 return
         self._finish(standing, generation)
+
+    def _evaluate(self, trainer: Trainer, generation: Generation) -> None:
+        if self._held_out is None or self._part.eval_every is None or self.step % self._part.eval_every:
+            return
+        loss = trainer.evaluate(self._held_out, self._part.eval_samples)
+        if generation.workers[0] == self._me:
+            self._tell("evaluated", step=self.step, loss=loss)
 
     def _signals(self) -> Signals:
         return Signals(self._orders.pending, int(self._writer.writing))
@@ -222,6 +250,8 @@ class TrainWorker:
         if rank == 0 and is_whole:
             tokenizer = self._batches.corpus.tokenizer_json
             fault = fault_of(lambda: finish_folder(output, state.config, tokenizer))
+            if not fault and self._part.tokenizer:
+                fault = fault_of(lambda: keep_tokenizer_files(self._part.tokenizer, output))
         if self._any(fault) or fault:
             raise OSError(fault or "another worker could not write its part of the model")
         self._become("finished", step=self.step, output=os.fspath(output))
@@ -236,6 +266,15 @@ class TrainWorker:
         told = torch.tensor([float(bool(fault))], device=self._standing.state.device)
         self._standing.group.all_reduce(told)
         return bool(told.item())
+
+
+def check_start(folder: Path, model: ModelConfig) -> None:
+    """Raises `DataError` if the model there has another architecture."""
+    there = read_config(folder)
+    other = [name for name in type(model).model_fields if getattr(there, name) != getattr(model, name)]
+    if other:
+        told = ", ".join(f"{name} {getattr(there, name)!r} instead of {getattr(model, name)!r}" for name in other)
+        raise DataError(f"train.start: {folder} is a model with {told}: give its architecture under train.model")
 
 
 def fault_of(write: Callable[[], Any]) -> str:
