@@ -11,11 +11,21 @@ if TYPE_CHECKING:
     from fallow.client import Client
     from fallow.errors import FallowError, InvalidSpec, RefusedError, Unreachable
     from fallow.local_cluster import LocalCluster
+    from fallow.session import ElasticSession
 
-__all__ = ["Client", "FallowError", "InvalidSpec", "LocalCluster", "RefusedError", "Unreachable"]
+__all__ = [
+    "Client",
+    "ElasticSession",
+    "FallowError",
+    "InvalidSpec",
+    "LocalCluster",
+    "RefusedError",
+    "Unreachable",
+]
 
 _HOMES = {
     "Client": "fallow.client",
+    "ElasticSession": "fallow.session",
     "LocalCluster": "fallow.local_cluster",
     "FallowError": "fallow.errors",
     "InvalidSpec": "fallow.errors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from fallow import results, wire
 from fallow.context import Context, resolve_context
 from fallow.errors import FallowError, Unreachable, UsageError
 from fallow.rpc import CALL_TIMEOUT_S, answered, credentials, open_channel, streamed
+from fallow.session import ElasticSession
 from fallow.specs import SpecLike, load_spec
 from protocol import client_pb2 as pb
 from protocol.client_pb2_grpc import FallowServiceStub
@@ -101,6 +103,34 @@ class Client:
             "name": name or _task_name(work),
             "width": {"min": width[0], "max": width[1]},
             "task": task,
+        }
+        return self.submit(spec, request_id)
+
+    def train(
+        self,
+        function: Callable[[ElasticSession], None] | str,
+        *,
+        steps: int,
+        global_batch: int,
+        output: str | Path,
+        name: str | None = None,
+        width: tuple[int, int] = (1, 1),
+        request_id: str | None = None,
+        **more: Any,
+    ) -> results.Submitted:
+        """Train a model of your own on between width[0] and width[1] workers, which may come and go.
+
+        `function` takes a `fallow.ElasticSession`. It is sent with the job, and so is what it uses of the module that
+        it is defined in; a string is "module:function", importable on the nodes. `more` are fields of a train job's
+        spec, such as seed, optimizer, snapshot_every and checkpoint_every. The trained model goes to `output`.
+        """
+        part = {"steps": steps, "global_batch": global_batch, "output": str(output), **more}
+        part |= {"function": function} if isinstance(function, str) else {"pickled": _pickled_with_module(function)}
+        spec = {
+            "kind": "train",
+            "name": name or _task_name(function),
+            "width": {"min": width[0], "max": width[1]},
+            "train": part,
         }
         return self.submit(spec, request_id)
 
@@ -211,6 +241,10 @@ def _what_to_run(work: Callable[..., Any] | Sequence[str] | str) -> dict[str, An
         return {"command": list(work)}
     if inspect.iscoroutinefunction(work):
         raise UsageError(f"{work.__name__} is a coroutine function.", "Give a plain function.")
+    return {"pickled": _pickled(work)}
+
+
+def _pickled(work: Callable[..., Any]) -> str:
     import cloudpickle
 
     try:
@@ -219,7 +253,21 @@ def _what_to_run(work: Callable[..., Any] | Sequence[str] | str) -> dict[str, An
         raise FallowError(
             f"{work!r} cannot be sent to the nodes: {error}.", "Let it not hold files, locks or sockets."
         ) from error
-    return {"pickled": base64.b64encode(pickled).decode()}
+    return base64.b64encode(pickled).decode()
+
+
+def _pickled_with_module(work: Callable[..., Any]) -> str:
+    """Its own module goes along, as the nodes need not have it."""
+    import cloudpickle
+
+    module = sys.modules.get(work.__module__)
+    if module is None or module.__name__ == "__main__":
+        return _pickled(work)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return _pickled(work)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 def _task_name(work: Callable[..., Any] | Sequence[str] | str) -> str:

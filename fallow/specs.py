@@ -21,7 +21,9 @@ SpecLike = JobSpec | Mapping[str, Any] | str | Path
 
 _CHECKED_CHARACTERS = 16_000_000  # the rest of a larger file is checked when training reads it
 
-_PATHS = {"train": ("data", "output"), "serve": ("model",), "task": ("output",)}
+_NOT_PLAIN_TEXT = (".npy", ".gz", ".bz2", ".xz", ".zst", ".zip")
+
+_PATHS = {"train": ("data", "output", "tokenizer", "eval_data", "start"), "serve": ("model",), "task": ("output",)}
 
 
 def load_spec(given: SpecLike) -> JobSpec:
@@ -59,7 +61,7 @@ def _complete(spec: JobSpec, folder: Path, origin: str) -> JobSpec:
     changes: dict[str, Any] = {
         field: str(folder / value)
         for field in _PATHS[spec.kind]
-        if (value := getattr(part, field)) != "pydoc" or field != "data"
+        if (value := getattr(part, field)) is not None and value != "pydoc" and "://" not in value
     }
     if spec.kind == "train":
         _check_text(changes.get("data"), origin)
@@ -70,7 +72,7 @@ def _complete(spec: JobSpec, folder: Path, origin: str) -> JobSpec:
 
 def _check_text(path: str | None, origin: str) -> None:
     """Refuse at once what training would refuse later, when the file can be seen from here."""
-    if path is None or not Path(path).is_file():
+    if path is None or not Path(path).is_file() or Path(path).suffix in _NOT_PLAIN_TEXT:
         return
     try:
         with open(path, encoding="utf-8") as file:

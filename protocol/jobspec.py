@@ -25,6 +25,7 @@ MAX_SPEC_BYTES = 1_000_000
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
 class InvalidSpec(ValueError):
@@ -86,17 +87,37 @@ class Optimizer(Part):
 
 
 class TrainPart(Part):
-    """Elastic training of a built-in model on text."""
+    """Elastic training: of a built-in model on text, or of whatever a function of the user's own trains."""
 
     preset: str | None = Field(default=None, description="name of an architecture in protocol.models.PRESETS")
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig | None = Field(default=ModelConfig(), description="none with a function")
+    function: FunctionName | None = Field(
+        default=None,
+        description="'module:function', importable on the nodes; called with a fallow.ElasticSession by every worker",
+    )
+    pickled: str | None = Field(default=None, description="base64 of a cloudpickled function, written by fallow.Client")
     data: Text = Field(
         default="pydoc",
-        description="'pydoc': the documentation inside every Python; else the path of a UTF-8 text file",
+        description="'pydoc': the documentation inside every Python; else a path or fsspec URL: UTF-8 text, JSON lines "
+        "(.jsonl, field 'text'), or token ids (.npy), packed with .gz or not",
+    )
+    tokenizer: Text | None = Field(
+        default=None, description="Hugging Face folder with a tokenizer.json; left out, one is trained on the data"
+    )
+    eval_data: Text | None = Field(default=None, description="held-out data, as `data`; needs eval_every")
+    eval_every: Annotated[int, Field(ge=1)] | None = Field(default=None, description="steps between evaluations")
+    eval_samples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=64, description="sequences of eval_data that an evaluation takes, the same each time"
+    )
+    start: Text | None = Field(
+        default=None, description="folder of a model of the same architecture, to start from its values"
     )
     steps: Annotated[int, Field(ge=1, le=100_000_000)] = 200
     global_batch: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=16, description="sequences per step, at any width"
+    )
+    accumulate: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="parts that a step's batch is worked on in, one after another, to save memory"
     )
     sequence_length: Annotated[int, Field(ge=2, le=1_000_000)] = 128
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -107,7 +128,43 @@ class TrainPart(Part):
     checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=100, description="steps between checkpoints on disk")
     output: Text = Field(description="folder for checkpoints and the finished model")
 
-    _paths = field_validator("data", "output")(_safe_path)
+    @field_validator("data", "output", "tokenizer", "eval_data", "start")
+    @classmethod
+    def _paths(cls, value: str | None) -> str | None:
+        return value if value is None else _safe_path(value)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a function of the user's own trains, instead of the built-in model's training."""
+        return self.function is not None or self.pickled is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_thing_to_train(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        functions = [name for name in ("function", "pickled") if value.get(name) is not None]
+        if not functions:
+            return value
+        builtin = ("preset", "model", "tokenizer", "eval_data", "start")
+        given = [name for name in builtin if value.get(name) is not None]
+        if given or len(functions) > 1:
+            raise ValueError(
+                f"{' and '.join([*functions, *given])}: give one; a function brings its own model and data"
+            )
+        return {**value, "model": None}
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> TrainPart:
+        if self.model is None and not self.is_own:
+            raise ValueError("give a model, a preset, or a function that trains one")
+        if (self.eval_data is None) != (self.eval_every is None):
+            raise ValueError("eval_data and eval_every: give both or neither")
+        if self.accumulate > self.global_batch:
+            raise ValueError(
+                f"accumulate: a batch of {self.global_batch} cannot be worked on in {self.accumulate} parts"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -171,9 +228,7 @@ class TaskPart(Part):
     """A command, or a Python function, over an array of parameters. `{name}` in the command stands for a parameter."""
 
     command: Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
-    function: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = Field(
-        default=None, description="'module:function', importable on the nodes"
-    )
+    function: FunctionName | None = Field(default=None, description="'module:function', importable on the nodes")
     pickled: str | None = Field(default=None, description="base64 of a cloudpickled function, written by fallow.Client")
     array: Annotated[list[dict[str, Scalar]], Field(min_length=1, max_length=1_000_000)] = [{}]
     retries: Annotated[int, Field(ge=0, le=100)] = Field(

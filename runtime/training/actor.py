@@ -82,12 +82,20 @@ class TrainWorkerActor:
     def _run(self, spec_json: str, folder: Path) -> None:
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # matrix products that do not depend on where memory lies
         try:
-            from runtime.training.worker import TrainWorker
-
             spec = jobspec.parse_json(spec_json)
-            worker = TrainWorker(self._slot, spec, folder, self._orders, self._pulse)
+            worker = _worker_class(spec)(self._slot, spec, folder, self._orders, self._pulse)
         except Exception as error:  # nothing above this thread would show it
             self._pulse.tell("failed", message=f"worker {self._slot.worker} cannot start: {error}")
             return
         self._worker = worker
         worker.run()
+
+
+def _worker_class(spec: jobspec.JobSpec) -> type[TrainWorker]:
+    if spec.train is not None and spec.train.is_own:
+        from runtime.training.session_worker import SessionWorker
+
+        return SessionWorker
+    from runtime.training.worker import TrainWorker
+
+    return TrainWorker

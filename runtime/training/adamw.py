@@ -22,15 +22,29 @@ def learning_rate(options: Optimizer, step: int, steps: int) -> float:
 @torch.no_grad()
 def update(piece: Flat, options: Optimizer, rate: float, updates: int, gradient_scale: float) -> None:
     """One update, the `updates`-th (from 1) of this piece, with its gradient scaled (clipping)."""
-    value, mean, square = piece.buffer
-    first, second = options.betas
-    gradient = piece.grad if gradient_scale == 1.0 else piece.grad.mul_(gradient_scale)
-    mean.lerp_(gradient, 1 - first)
-    square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    if options.weight_decay and piece.decayed:
-        value[: piece.decayed].mul_(1 - rate * options.weight_decay)
-    root = (square / (1 - second**updates)).sqrt_().add_(options.eps)
-    value.addcdiv_(mean, root, value=-rate / (1 - first**updates))
+    # torch divides by this scale, in the same pass over the memory
+    scale = None if gradient_scale == 1.0 else torch.tensor(1 / gradient_scale, device=piece.grad.device)
+    count = torch.tensor(float(updates), device=piece.grad.device)
+    for decay, part in ((options.weight_decay, slice(piece.decayed)), (0.0, slice(piece.decayed, None))):
+        value, mean, square = ([row] for row in piece.buffer[:, part])
+        if value[0].numel():
+            torch._fused_adamw_(
+                value,
+                [piece.grad[part]],
+                mean,
+                square,
+                [],
+                [count],
+                lr=rate,
+                beta1=options.betas[0],
+                beta2=options.betas[1],
+                weight_decay=decay,
+                eps=options.eps,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale,
+                found_inf=None,
+            )
 
 
 def clip_scale(squared_norm: float, limit: float | None) -> float:

@@ -44,7 +44,7 @@ class TrainController:
         self._reached: Assignment | None = None
         self._last_number = 0
         self._broken_since_s: float | None = None
-        self._progress = Progress(job, reports)
+        self._progress = Progress(job, reports, folder)
         self._ended = False
 
     # --- JobController --------------------------------------------------------------------------------------------
@@ -147,6 +147,8 @@ class TrainController:
                 self._reports.log(self._job, worker, [f"training broke off: {event['reason']}"])
             case "step":
                 self._progress.step(event, len(self._generation.members) if self._generation else 0)
+            case "evaluated":
+                self._progress.evaluated(event)
             case "warning":
                 self._reports.log(self._job, worker, [event["text"]])
             case "failed":
@@ -207,7 +209,7 @@ class TrainController:
             target=self._target.workers,
             generation=self._generation,
             phases={worker: link.phase for worker, link in self._links.items()},
-            experts=all_items(model.layers, model.experts),
+            experts=all_items(model.layers, model.experts) if model is not None else (),
             min_width=self._target.spec.min_width,
             now_s=time.time(),
             deadline_s=self._target.deadline_s,

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from runtime.moe.experts import ExpertId, ExpertWeights, group_by_expert, inverse, permute, run_segments, spread, weigh
+from runtime.moe.experts import ExpertId, ExpertWeights, group_by_expert, inverse, permute, spread, weigh
+from runtime.moe.fused_experts import fused
 from runtime.training.generation import Generation
 from runtime.training.group import Group
 
@@ -45,7 +46,9 @@ class ExpertParallel:
         labels_M = torch.arange(len(layout.mine)).repeat(self._group.size).repeat_interleave(arriving_WE.flatten())
         order_M = torch.argsort(labels_M, stable=True).to(x_MD.device)
         counts = arriving_WE.sum(dim=0).tolist()
-        y_MD = run_segments(permute(x_MD, order_M), counts, self._experts[layer])
+        y_MD = permute(x_MD, order_M)
+        if self._experts[layer]:
+            y_MD = fused(y_MD, counts, self._experts[layer])
         # 4. send back and sum
         y_ND = _AllToAll.apply(permute(y_MD, inverse(order_M)), self._group, receive, send)
         return weigh(y_ND, grouped, weights_TK)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from protocol.models import ModelConfig
 from runtime.moe.experts import ExpertWeights, expert_shapes
-from runtime.moe.model import MoeModel
 
 
 class Flat:
@@ -40,10 +39,12 @@ class Flat:
 
 
 class DensePiece:
-    """A model's dense parameters as one `Flat`: matrices first (decayed), then norms and biases."""
+    """Parameters as one `Flat`: matrices first (decayed), then norms and biases."""
 
-    def __init__(self, model: MoeModel) -> None:
-        parameters = sorted(model.parameters(), key=lambda p: p.dim() <= 1)  # stable: named order otherwise
+    def __init__(self, model: nn.Module, trained_only: bool = False) -> None:
+        """All parameters of a model, or those that want gradients. There is at least one."""
+        mine = [p for p in model.parameters() if p.requires_grad or not trained_only]
+        parameters = sorted(mine, key=lambda p: p.dim() <= 1)  # stable: named order otherwise
         self._places: dict[int, tuple[int, int]] = {}
         start = 0
         for parameter in parameters:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from protocol.models import ModelConfig
+from runtime.moe.checkpoint import ModelFolder
 from runtime.moe.experts import ExpertId, ExpertWeights
 from runtime.moe.model import MoeModel, initial_expert, initialise_dense
 from runtime.training.flat import DensePiece, ExpertPiece, Flat, expert_buffer
@@ -47,8 +49,10 @@ class Copy:
 class TrainState:
     """The live state. Invariant: `experts` are exactly those that the worker owns in its generation."""
 
-    def __init__(self, config: ModelConfig, device: str = "cpu") -> None:
+    def __init__(self, config: ModelConfig, device: str = "cpu", start: Path | None = None) -> None:
+        """`start`: folder of a model whose values are the first ones, instead of random ones."""
         self.config = config
+        self._start = start
         self.device = device
         self.model = MoeModel(config).to(device)
         self.dense = DensePiece(self.model)
@@ -76,10 +80,15 @@ class TrainState:
     def fresh(self, experts: Iterable[ExpertId], seed: int) -> None:
         """First values, of `experts` alone."""
         model = MoeModel(self.config)
-        initialise_dense(model, seed)
+        if self._start is None:
+            initialise_dense(model, seed)
+            weights = {key: initial_expert(self.config, key, seed) for key in experts}
+        else:
+            with ModelFolder(self._start) as folder:
+                folder.load_dense(model)
+                weights = {key: ExpertWeights(*(w.clone() for w in folder.expert(key))) for key in experts}
         self.dense.load(DensePiece(model).flat.buffer)
-        buffers = {key: expert_buffer(self.config, initial_expert(self.config, key, seed)) for key in experts}
-        self.hold(buffers, Position())
+        self.hold({key: expert_buffer(self.config, w) for key, w in weights.items()}, Position())
 
     def hold(self, experts: Mapping[ExpertId, Tensor], position: Position) -> None:
         """Own exactly these experts, whose buffers become live, at this position."""

@@ -16,15 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from runtime.moe.tokenizer_files import END_OF_TEXT
+from runtime.training.sources import PYDOC, DataError, is_tokenised, read_text, read_tokens
 
-PYDOC = "pydoc"
 SMALLEST_VOCABULARY = 257
 """Every byte, and the end of text."""
 CHUNK_CHARACTERS = 1 << 16
-
-
-class DataError(ValueError):
-    """The training data cannot be used; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +29,24 @@ class Corpus:
 
     tokens: np.ndarray
     tokenizer_json: str
-    key: str  # hash of the text and of how it was tokenised
+    key: str  # hash of the tokens and of what made them
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def load_corpus(data: str, vocab_size: int, sequence_length: int, folder: Path) -> Corpus:
-    """The tokenised text of `data`, from `folder` if it was made before. Raises `DataError`.
+def load_corpus(data: str, vocab_size: int, sequence_length: int, folder: Path, tokenizer_json: str = "") -> Corpus:
+    """The tokens of `data`, from `folder` if they were made before. Raises `DataError`.
 
-    A job reads its source once: workers that join later take the tokens, so the file may have changed since.
+    Without a tokenizer, one is trained on the text. A job reads its source once: workers that join later take the
+    tokens, so the file may have changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = folder / "corpus.json"
         if not made.exists():
-            _make(read_text(data), vocab_size, folder)
+            _make(data, vocab_size, folder, tokenizer_json)
     about = json.loads(made.read_text())
     tokens = np.memmap(folder / about["tokens"], dtype=about["dtype"], mode="r")
     if len(tokens) < sequence_length + 1:
@@ -58,27 +55,6 @@ def load_corpus(data: str, vocab_size: int, sequence_length: int, folder: Path) 
             "give more text or lower sequence_length"
         )
     return Corpus(tokens, (folder / "tokenizer.json").read_text(encoding="utf-8"), about["key"])
-
-
-def read_text(data: str) -> str:
-    """The text of a source: "pydoc" or the path of a UTF-8 file. Raises `DataError`."""
-    if data == PYDOC:
-        from pydoc_data.topics import topics
-
-        return "\n\n".join(topics[name] for name in sorted(topics))
-    try:
-        raw = Path(data).read_bytes()
-    except OSError as error:
-        raise DataError(f"{data}: cannot be read ({error.strerror}): give the path of a text file") from error
-    try:
-        text = raw.decode("utf-8", errors="strict")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{data}: not UTF-8 at byte {error.start} (0x{raw[error.start]:02x}): convert it, e.g. with iconv"
-        ) from error
-    if not text.strip():
-        raise DataError(f"{data}: the file is empty: give a file with text")
-    return text
 
 
 def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
@@ -98,13 +74,21 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _make(text: str, vocab_size: int, folder: Path) -> None:
-    key = hashlib.sha256(f"bpe-1/{vocab_size}/".encode() + text.encode()).hexdigest()[:16]
-    tokenizer = train_tokenizer(text, vocab_size)
+def _make(data: str, vocab_size: int, folder: Path, tokenizer_json: str) -> None:
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    tokens = np.concatenate([np.asarray(e.ids, dtype=dtype) for e in tokenizer.encode_batch(list(_chunks(text)))])
+    if is_tokenised(data):
+        if not tokenizer_json:
+            raise DataError(f"{data}: token ids need the tokenizer that made them: give train.tokenizer")
+        tokens = read_tokens(data, vocab_size).astype(dtype)
+    else:
+        text = read_text(data)
+        tokenizer = Tokenizer.from_str(tokenizer_json) if tokenizer_json else train_tokenizer(text, vocab_size)
+        tokenizer_json = tokenizer.to_str()
+        parts = tokenizer.encode_batch(list(_chunks(text)), add_special_tokens=False)
+        tokens = np.concatenate([np.asarray(part.ids, dtype=dtype) for part in parts])
+    key = hashlib.sha256(f"{tokenizer_json}/".encode() + tokens.tobytes()).hexdigest()[:16]
     _replace(folder / f"{key}.tokens", tokens.tobytes())
-    _replace(folder / "tokenizer.json", tokenizer.to_str().encode())
+    _replace(folder / "tokenizer.json", tokenizer_json.encode())
     about = {"tokens": f"{key}.tokens", "dtype": np.dtype(dtype).name, "key": key}
     _replace(folder / "corpus.json", json.dumps(about).encode())
 

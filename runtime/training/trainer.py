@@ -26,6 +26,9 @@ from runtime.training.group import Group
 from runtime.training.state import Position, TrainState
 from runtime.training.text import Batches, share
 
+HELD_OUT = -1
+"""The step whose samples an evaluation takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signals:
@@ -47,21 +50,16 @@ class Outcome:
     compute_s: tuple[float, ...]  # by rank: forward and backward, without time in collectives
 
 
-class Trainer:
-    """Takes steps of one generation."""
+class Stepper:
+    """What every step ends with, whatever was computed: sum over all workers, tell, update."""
 
-    def __init__(
-        self, spec: JobSpec, state: TrainState, batches: Batches, group: Group, generation: Generation
-    ) -> None:
+    def __init__(self, spec: JobSpec, state: TrainState, group: Group, shape: tuple[int, int]) -> None:
+        """`shape`: layers, experts per layer."""
         assert spec.train is not None
-        self._part, self._state, self._batches, self._group = spec.train, state, batches, group
-        shape = (state.config.layers, state.config.experts)
-        self._executor = ExpertParallel(group, generation, state.weights(), shape)
-        self._balanced = [m for m in state.model.modules() if isinstance(m, SigmoidBiasRouter)]
+        self._part, self._state, self._group = spec.train, state, group
         self._grains = grain_count(spec.train.global_batch, spec.max_width)
         self._mine = range(*share(self._grains, group.size, group.rank))
-        self._replicas = [Replica(state.model, state.dense) for _ in range(max(len(self._mine), 1))]
-        self._total_tokens = spec.train.global_batch * spec.train.sequence_length
+        self._loss_scale = 1.0
         # one float64 buffer is summed over all workers: dense gradients, each grain's loss, and by expert the
         # squared norm of its gradient and the tokens it saw; of the last three only one worker has each number
         sizes = (state.dense.size, self._grains, math.prod(shape), math.prod(shape))
@@ -69,16 +67,13 @@ class Trainer:
         self._gradient_P, self._losses_N, norms, routed = self._sums.split(sizes)
         self._squared_norms_LE, self._routed_LE = norms.view(shape), routed.view(shape)
 
-    def step(self, signals: Signals) -> Outcome:
-        """Forward, backward, reduce, tell, update. Raises `PeerLost` with the state as it was."""
+    def conclude(self, signals: Signals, computed_s: float) -> Outcome:
+        """Reduce, tell, update. Raises `PeerLost` with the state as it was."""
         state, taken = self._state, self._state.position
-        started, waited_s = time.monotonic(), self._group.waited_s
-        self._forward_backward(taken.step)
-        computed_s = time.monotonic() - started - (self._group.waited_s - waited_s)
         self._group.all_reduce(self._sums)
         told = self._tell(signals, computed_s)
         state.dense.flat.grad.copy_(self._gradient_P)
-        loss = float(self._losses_N.sum()) / self._total_tokens
+        loss = float(self._losses_N.sum()) * self._loss_scale
         squared_norm = state.dense.flat.squared_gradient() + float(self._squared_norms_LE.sum())
         is_finite = math.isfinite(loss) and math.isfinite(squared_norm)
         if is_finite:
@@ -93,26 +88,6 @@ class Trainer:
             compute_s=tuple(told[:, 2].tolist()),
         )
 
-    def _forward_backward(self, step: int) -> None:
-        state = self._state
-        self._sums.zero_()
-        zero_gradients([piece.flat for piece in state.experts.values()])
-        rows = [self._batches.rows(step, *share(self._part.global_batch, self._grains, g)) for g in self._mine]
-        rows = [r.to(state.device) for r in rows]
-        sums = losses(self._replicas, rows, self._run_experts, state.config.hidden_size)
-        (torch.stack(sums).sum() / self._total_tokens).backward()
-        for replica in self._replicas:
-            replica.add_gradient(self._gradient_P)
-        for grain, loss in zip(self._mine, sums, strict=False):
-            self._losses_N[grain] = loss.detach()
-        for key, piece in state.experts.items():
-            self._squared_norms_LE[key] = piece.flat.squared_gradient()
-
-    def _run_experts(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        if self._balanced:
-            self._routed_LE[layer] += torch.bincount(expert_ids_TK.flatten(), minlength=self._routed_LE.shape[1])
-        return self._executor(layer, x_TD, expert_ids_TK, weights_TK)
-
     def _tell(self, signals: Signals, computed_s: float) -> Tensor:
         row = [signals.pending, signals.checkpoint, computed_s]
         told = torch.tensor(row, dtype=torch.float64, device=self._state.device)
@@ -124,5 +99,65 @@ class Trainer:
         scale = clip_scale(squared_norm, part.optimizer.clip_norm)
         for piece in self._state.pieces():
             update(piece, part.optimizer, rate, position.step - position.skipped + 1, scale)
+
+
+class Trainer(Stepper):
+    """Takes steps of one generation with the built-in model."""
+
+    def __init__(
+        self, spec: JobSpec, state: TrainState, batches: Batches, group: Group, generation: Generation
+    ) -> None:
+        shape = (state.config.layers, state.config.experts)
+        super().__init__(spec, state, group, shape)
+        self._batches = batches
+        self._executor = ExpertParallel(group, generation, state.weights(), shape)
+        self._balanced = [m for m in state.model.modules() if isinstance(m, SigmoidBiasRouter)]
+        self._replicas = [Replica(state.model, state.dense) for _ in range(max(len(self._mine), 1))]
+        self._loss_scale = 1 / (self._part.global_batch * self._part.sequence_length)
+
+    def step(self, signals: Signals) -> Outcome:
+        """Forward, backward, reduce, tell, update. Raises `PeerLost` with the state as it was."""
+        started, waited_s = time.monotonic(), self._group.waited_s
+        self._forward_backward(self._state.position.step)
+        return self.conclude(signals, time.monotonic() - started - (self._group.waited_s - waited_s))
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, samples: int) -> float:
+        """Mean token loss of the first `samples` held-out sequences, the same at any width. Raises `PeerLost`."""
+        sums_N = torch.zeros_like(self._losses_N)
+        batch = self._part.global_batch
+        for first in range(0, samples, batch):
+            self._add_losses(sums_N, batches, HELD_OUT, first, min(first + batch, samples))
+        self._group.all_reduce(sums_N)
+        return float(sums_N.sum()) / (samples * self._part.sequence_length)
+
+    def _forward_backward(self, step: int) -> None:
+        state, part = self._state, self._part
+        self._sums.zero_()
+        zero_gradients([piece.flat for piece in state.experts.values()])
+        for turn in range(part.accumulate):
+            self._add_losses(self._losses_N, self._batches, step, *share(part.global_batch, part.accumulate, turn))
+        for key, piece in state.experts.items():
+            self._squared_norms_LE[key] = piece.flat.squared_gradient()
+
+    def _add_losses(self, sums_N: Tensor, batches: Batches, step: int, start: int, stop: int) -> None:
+        """Samples `start` to `stop` of a step, forward, and backward where gradients are wanted."""
+        parts = [share(stop - start, self._grains, grain) for grain in self._mine]
+        rows = [batches.rows(step, start + a, start + b).to(self._state.device) for a, b in parts]
+        sums = losses(self._replicas, rows, self._run_experts, self._state.config.hidden_size)
+        if torch.is_grad_enabled():
+            (torch.stack(sums).sum() * self._loss_scale).backward()
+            for replica in self._replicas:
+                replica.add_gradient(self._gradient_P)
+        for grain, loss in zip(self._mine, sums, strict=False):
+            sums_N[grain] += loss.detach()
+
+    def _run_experts(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        if self._balanced:
+            self._routed_LE[layer] += torch.bincount(expert_ids_TK.flatten(), minlength=self._routed_LE.shape[1])
+        return self._executor(layer, x_TD, expert_ids_TK, weights_TK)
+
+    def _update(self, squared_norm: float) -> None:
+        super()._update(squared_norm)
         for router, tokens_E in zip(self._balanced, self._routed_LE, strict=False):
             router.rebalance(tokens_E)

@@ -9,13 +9,22 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from protocol.jobspec import JobSpec
-from runtime.moe.checkpoint import dense_tensors, expert_tensors, finish_folder, partial_folder, write_shard
+from protocol.models import ModelConfig
+from runtime.moe.checkpoint import (
+    dense_tensors,
+    expert_tensors,
+    finish_folder,
+    partial_folder,
+    read_config,
+    write_shard,
+)
 from runtime.site.controller import WorkerSlot
 from runtime.training.checkpoint_writer import CheckpointWriter, Writing
 from runtime.training.generation import DENSE, Generation, Holding, Switch
@@ -23,8 +32,9 @@ from runtime.training.group import PeerLost
 from runtime.training.orders import Orders
 from runtime.training.pulse import Pulse
 from runtime.training.snapshots import Snapshots
+from runtime.training.sources import DataError, keep_tokenizer_files, read_tokenizer
 from runtime.training.state import Copy, TrainState
-from runtime.training.text import Batches, DataError, load_corpus
+from runtime.training.text import Batches, load_corpus
 from runtime.training.trainer import Outcome, Signals, Trainer
 from runtime.training.transition import Standing, enter
 
@@ -43,6 +53,7 @@ class TrainWorker:
         self._writer = CheckpointWriter(folder / "checkpoints", pulse.tell)
         self._standing: Standing | None = None
         self._batches: Batches | None = None
+        self._held_out: Batches | None = None
         self._boundary_s = 0.0  # Unix time of the last step's end
         self._since_switch = 0  # steps taken in this generation
         self.phase: Phase = "preparing"
@@ -88,11 +99,20 @@ class TrainWorker:
             self._become("failed", message=explain(error, self._me))
 
     def _prepare(self) -> None:
-        part = self._part
+        part, data = self._part, self._folder / "data"
+        assert part.model is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, self._folder / "data")
+        known = read_tokenizer(part.tokenizer, part.model.vocab_size) if part.tokenizer else ""
+        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, data, known)
         self._batches = Batches(corpus, part.seed, part.sequence_length)
-        self._standing = Standing(TrainState(part.model, device), Snapshots(self._me))
+        if part.eval_data is not None:
+            vocab_size, known = part.model.vocab_size, corpus.tokenizer_json
+            held_out = load_corpus(part.eval_data, vocab_size, part.sequence_length, data / "eval", known)
+            self._held_out = Batches(held_out, part.seed, part.sequence_length)
+        if part.start is not None:
+            check_start(Path(part.start), part.model)
+        state = TrainState(part.model, device, Path(part.start) if part.start else None)
+        self._standing = Standing(state, Snapshots(self._me))
 
     def _follow(self, switch: Switch) -> None:
         standing = self._standing
@@ -110,9 +130,12 @@ class TrainWorker:
         else:
             return
         # outside the handler: its traceback would keep the group, and so its connections, alive
+        self._break_off(standing, switch.number, reason)
+
+    def _break_off(self, standing: Standing, number: int, reason: str) -> None:
         standing.close()
         self._writer.interrupt()
-        self._become("broken", step=self.step, number=switch.number, reason=reason, boundary_s=self._boundary_s)
+        self._become("broken", step=self.step, number=number, reason=reason, boundary_s=self._boundary_s)
 
     def _enter(self, switch: Switch, standing: Standing) -> None:
         stopped_s, had_state = self._boundary_s, standing.has_state
@@ -139,19 +162,36 @@ class TrainWorker:
         assert self._batches is not None
         trainer = Trainer(self._spec, standing.state, self._batches, group, generation)
         while self.step < self._part.steps:
-            outcome = trainer.step(Signals(self._orders.pending, int(self._writer.writing)))
-            self._boundary_s = time.time()
-            self._since_switch += 1
-            standing.snapshots.settle()
-            if generation.workers[0] == self._me:
-                self._tell_step(outcome)
-            if self._orders.is_cancelled(generation.number):
-                raise PeerLost("the controller knows that a peer is lost")
-            self._at_boundary(standing, generation, outcome)
-            if max(signal.pending for signal in outcome.signals) > generation.number:
-                self._writer.interrupt()
+            outcome = trainer.step(self._signals())
+            self._evaluate(trainer, generation)
+            if not self._after_step(standing, generation, outcome):
                 return
         self._finish(standing, generation)
+
+    def _evaluate(self, trainer: Trainer, generation: Generation) -> None:
+        if self._held_out is None or self._part.eval_every is None or self.step % self._part.eval_every:
+            return
+        loss = trainer.evaluate(self._held_out, self._part.eval_samples)
+        if generation.workers[0] == self._me:
+            self._tell("evaluated", step=self.step, loss=loss)
+
+    def _signals(self) -> Signals:
+        return Signals(self._orders.pending, int(self._writer.writing))
+
+    def _after_step(self, standing: Standing, generation: Generation, outcome: Outcome) -> bool:
+        """What follows every step. False if the generation ends here, for a newer one. Raises `PeerLost`."""
+        self._boundary_s = time.time()
+        self._since_switch += 1
+        standing.snapshots.settle()
+        if generation.workers[0] == self._me:
+            self._tell_step(outcome)
+        if self._orders.is_cancelled(generation.number):
+            raise PeerLost("the controller knows that a peer is lost")
+        self._at_boundary(standing, generation, outcome)
+        if max(signal.pending for signal in outcome.signals) > generation.number:
+            self._writer.interrupt()
+            return False
+        return True
 
     def _at_boundary(self, standing: Standing, generation: Generation, outcome: Outcome) -> None:
         by_rank = tuple(signal.checkpoint for signal in outcome.signals)
@@ -205,11 +245,13 @@ class TrainWorker:
         if rank == 0:
             shutil.rmtree(partial_folder(output), ignore_errors=True)
         group.barrier()
-        fault = _fault_of(lambda: write_shard(output, rank, width, self._share_of_model(state, rank)))
+        fault = fault_of(lambda: write_shard(output, rank, width, self._share_of_model(state, rank)))
         is_whole = not self._any(fault)
         if rank == 0 and is_whole:
             tokenizer = self._batches.corpus.tokenizer_json
-            fault = _fault_of(lambda: finish_folder(output, state.config, tokenizer))
+            fault = fault_of(lambda: finish_folder(output, state.config, tokenizer))
+            if not fault and self._part.tokenizer:
+                fault = fault_of(lambda: keep_tokenizer_files(self._part.tokenizer, output))
         if self._any(fault) or fault:
             raise OSError(fault or "another worker could not write its part of the model")
         self._become("finished", step=self.step, output=os.fspath(output))
@@ -226,7 +268,17 @@ class TrainWorker:
         return bool(told.item())
 
 
-def _fault_of(write: Any) -> str:
+def check_start(folder: Path, model: ModelConfig) -> None:
+    """Raises `DataError` if the model there has another architecture."""
+    there = read_config(folder)
+    other = [name for name in type(model).model_fields if getattr(there, name) != getattr(model, name)]
+    if other:
+        told = ", ".join(f"{name} {getattr(there, name)!r} instead of {getattr(model, name)!r}" for name in other)
+        raise DataError(f"train.start: {folder} is a model with {told}: give its architecture under train.model")
+
+
+def fault_of(write: Callable[[], Any]) -> str:
+    """What a user reads if the disk does not take it, "" if it does."""
     try:
         write()
     except OSError as error:

@@ -4,6 +4,8 @@ import base64
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -12,6 +14,7 @@ import pytest
 from fallow.client import Client
 from fallow.errors import RefusedError, Unreachable
 from protocol.common_pb2 import Reason
+from tests.client import by_value
 from tests.client.fake_scheduler import FakeScheduler, event, job
 
 TASK = {"kind": "task", "name": "t", "task": {"command": ["true"], "output": "/out"}}
@@ -97,3 +100,17 @@ def test_absent_is_none(client: Client) -> None:
     assert queued.waiting is not None
     assert client.nodes()[0].epoch is None
     assert client.tokens()[0].expires_s is None
+
+
+def test_a_training_function_travels_with_its_module(client: Client, scheduler: FakeScheduler) -> None:
+    client.train(by_value.train, steps=5, global_batch=4, output="out", width=(1, 3), seed=7)
+    spec = json.loads(scheduler.submits[0].spec_json)
+    assert (spec["name"], spec["width"], spec["train"]["seed"]) == ("train", {"min": 1, "max": 3}, 7)
+    assert "model" not in spec["train"]
+    code = "import base64, pickle, sys; print(pickle.loads(base64.b64decode(sys.stdin.read()))(None))"
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code], input=spec["train"]["pickled"], cwd="/", env={}, capture_output=True, text=True
+    )
+    assert elsewhere.stdout == "42\n", elsewhere.stderr
+    client.train("tests.client.by_value:train", steps=5, global_batch=4, output="out")
+    assert json.loads(scheduler.submits[1].spec_json)["train"]["function"] == "tests.client.by_value:train"

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.slow
 class Stage:
     """A job with warm workers: scripts then depend on steps, not on how fast processes start."""
 
+    slots_of = staticmethod(slots)
+
     def __init__(self, folder: Path, spec: JobSpec) -> None:
         self.folder, self.spec = folder, spec
         self.actors, self.said = LocalActors(), Recorder()
@@ -37,7 +39,7 @@ class Stage:
     async def warm(self, *workers: str) -> None:
         """Start workers before anyone asks for them, and wait until they are ready."""
         async with asyncio.timeout(120):
-            await asyncio.gather(*(self._warm(slot) for slot in slots(self.spec, list(workers))))
+            await asyncio.gather(*(self._warm(slot) for slot in self.slots_of(self.spec, list(workers))))
 
     async def _warm(self, slot: WorkerSlot) -> None:
         arguments = (slot, self.spec.model_dump_json(), str(self.folder))
@@ -50,7 +52,7 @@ class Stage:
         self, workers: list[str], cause: str, shares: list[int] | None = None, **more: object
     ) -> Assignment:
         self.revision += 1
-        wanted = slots(self.spec, workers, shares) if workers else ()
+        wanted = self.slots_of(self.spec, workers, shares) if workers else ()
         assignment = Assignment("job-1", self.revision, wanted, cause, spec=self.spec, **more)
         await self.controller.assign(assignment)
         return assignment
@@ -64,7 +66,7 @@ class Stage:
 
     async def ordered(self, worker: str) -> None:
         """Until the worker has been ordered to a switch."""
-        (slot,) = (slot for slot in slots(self.spec, [worker]) if slot.worker == worker)
+        (slot,) = (slot for slot in self.slots_of(self.spec, [worker]) if slot.worker == worker)
         handle = await self.actors.start(slot, TrainWorkerActor)
         while (await handle.status.remote()).order is None:  # noqa: ASYNC110
             await asyncio.sleep(0.001)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from runtime.training.text import Batches, DataError, load_corpus, read_text, sample_start, share, train_tokenizer
+from runtime.training.sources import DataError, read_text
+from runtime.training.text import Batches, load_corpus, sample_start, share, train_tokenizer
 
 CHINESE = "闲置的超级计算机节点在等待工作。我们借用它们训练混合专家模型，再按时归还。\n" * 40
 

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from protocol.jobspec import JobSpec
+from runtime.moe.model import MoeModel, initial_experts, initialise_dense
 from runtime.training.decisions import all_items
 from runtime.training.generation import form
 from runtime.training.group import Group, PeerLost, open_store
 from runtime.training.snapshots import Snapshots
 from runtime.training.state import TrainState
 from runtime.training.text import Batches, load_corpus
-from runtime.training.trainer import Outcome, Signals, Trainer
+from runtime.training.trainer import HELD_OUT, Outcome, Signals, Trainer
 from tests.training.undisturbed import run_undisturbed, slots, tiny_spec
 
 
@@ -73,6 +75,42 @@ def test_steps_are_the_same_at_any_width(tmp_path: Path, router: str, shares: li
         for key, piece in state.experts.items():
             assert torch.equal(piece.flat.buffer, alone.experts[key].flat.buffer)
     assert sorted(key for state in states for key in state.experts) == list(all_items(2, 4))
+
+
+def test_parts_of_a_batch_and_evaluations_are_the_same_at_any_width(tmp_path: Path) -> None:
+    spec = tiny_spec(steps=4, accumulate=3)  # two samples a part, fewer than there are grains
+    whole, _ = run_undisturbed(tiny_spec(steps=4), tmp_path)
+    losses, alone = run_undisturbed(spec, tmp_path)
+    assert losses == pytest.approx(whole, rel=1e-5)
+    outcomes, states = run_width(spec, tmp_path, [1, 2])
+    assert [o.loss for o in outcomes[0]] == losses
+    assert torch.equal(states[0].dense.flat.buffer, alone.dense.flat.buffer)
+
+    part = spec.train
+    corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, tmp_path)
+    batches, generation, store = (
+        Batches(corpus, 0, part.sequence_length),
+        form(1, slots(spec, ["a", "b"])),
+        open_store("127.0.0.1"),
+    )
+
+    def evaluate(rank: int) -> tuple[float, float]:
+        state = TrainState(part.model)
+        state.fresh(generation.members[rank].slot.experts, part.seed)
+        trainer = Trainer(spec, state, batches, connect(store, rank, 2), generation)
+        evaluated = trainer.evaluate(batches, 7)
+        return evaluated, trainer.step(Signals()).loss  # leaves nothing behind
+
+    state = TrainState(part.model)
+    state.fresh(all_items(2, 4), part.seed)
+    trainer = Trainer(spec, state, batches, Group(object(), 0, 1), form(1, slots(spec, ["only"])))
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(evaluate, range(2))) == [(trainer.evaluate(batches, 7), losses[0])] * 2
+    model = MoeModel(part.model)
+    initialise_dense(model, part.seed)
+    rows = batches.rows(HELD_OUT, 0, 7)
+    logits = model(rows[:, :-1], initial_experts(part.model, part.seed))
+    assert trainer.evaluate(batches, 7) == pytest.approx(cross_entropy(logits, rows[:, 1:].flatten()).item(), rel=1e-5)
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_everywhere_and_is_counted(

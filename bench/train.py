@@ -1,0 +1,241 @@
+"""Training speed: ours against transformers' Mixtral of the same sizes, and ours at widths 2 and 4 against width 1.
+
+    python -m bench.train [--quick] [--threads N] [--cpu-time] [--json FILE]
+
+A step is forward, backward, clipping and AdamW (torch's fused one for the peer). The peer runs each of its experts
+implementations once and goes on with the fastest. Ours and the peer's rounds alternate, medians count. `--cpu-time`
+counts the process's own CPU time, for a machine that others use too. Widths run as processes that share the cores.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.report import Row, argument_parser, publish, row
+from protocol.jobspec import JobSpec, parse
+from runtime.site.controller import LeaseKey, WorkerSlot
+from runtime.training.decisions import all_items
+from runtime.training.expert_parallel import ExpertParallel
+from runtime.training.generation import Generation, form
+from runtime.training.group import Group, open_store
+from runtime.training.state import TrainState
+from runtime.training.text import Batches, load_corpus
+from runtime.training.trainer import Signals, Trainer
+
+PEER_EXPERTS = ("grouped_mm", "batched_mm", "eager")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is trained, and how often each side takes a step."""
+
+    experts: int
+    hidden: int = 256
+    expert: int = 512
+    layers: int = 4
+    batch: int = 8
+    length: int = 128
+    rounds: int = 9
+
+    def spec(self, width: int = 1) -> JobSpec:
+        """The job of these sizes, in the manner of Mixtral."""
+        model = {"vocab_size": 1024, "hidden_size": self.hidden, "layers": self.layers, "heads": 4}
+        model |= {"experts": self.experts, "experts_per_token": 2, "expert_size": self.expert, "router": "top_k"}
+        model |= {"localised_filtering": False, "rotary_fraction": 1.0}
+        part = {"model": model, "global_batch": self.batch, "sequence_length": self.length, "output": "out"}
+        return parse({"kind": "train", "name": "bench", "width": {"min": 1, "max": width}, "train": part})
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.length
+
+
+def generation_of(spec: JobSpec, width: int) -> Generation:
+    """Workers with an even share of the experts each."""
+    assert spec.train is not None
+    items = all_items(spec.train.model.layers, spec.train.model.experts)
+    slots = (
+        WorkerSlot(f"w{i}", "trainer", LeaseKey(f"n{i}", 1), ("cpu0",), items[i::width], cohort=str(i))
+        for i in range(width)
+    )
+    return form(1, slots)
+
+
+def trainer_of(spec: JobSpec, folder: Path, group: Group, width: int) -> Trainer:
+    """A worker's trainer, with first values."""
+    part = spec.train
+    assert part is not None
+    corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, folder)
+    state, generation = TrainState(part.model), generation_of(spec, width)
+    state.fresh(generation.members[group.rank].slot.experts, part.seed)
+    return Trainer(spec, state, Batches(corpus, part.seed, part.sequence_length), group, generation)
+
+
+class Peer:
+    """transformers' Mixtral with torch's fused AdamW."""
+
+    def __init__(self, sizes: Sizes, experts: str) -> None:
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        config = MixtralConfig(
+            vocab_size=1024,
+            hidden_size=sizes.hidden,
+            intermediate_size=sizes.expert,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            num_local_experts=sizes.experts,
+            num_experts_per_tok=2,
+            use_cache=False,
+        )
+        config._experts_implementation = experts
+        config._attn_implementation = "sdpa"
+        self.model = MixtralForCausalLM(config).train()
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
+        self._ids = torch.randint(0, 1024, (sizes.batch, sizes.length))
+
+    def step(self) -> None:
+        """One training step."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self.model(input_ids=self._ids, labels=self._ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step()
+
+
+class Clock:
+    """Medians of alternating rounds, in seconds of the wall or of this process's CPU."""
+
+    def __init__(self, is_cpu_time: bool) -> None:
+        self._now = time.process_time if is_cpu_time else time.perf_counter
+
+    def once(self, work: Callable[[], Any]) -> float:
+        """Seconds of one call."""
+        started = self._now()
+        work()
+        return self._now() - started
+
+    def medians(self, rounds: int, *works: Callable[[], Any]) -> list[float]:
+        """The median of each, after one call to warm up."""
+        for work in works:
+            work()
+        took = [[self.once(work) for work in works] for _ in range(rounds)]
+        return [statistics.median(seconds) for seconds in zip(*took, strict=True)]
+
+
+def fastest_peer(sizes: Sizes, clock: Clock) -> tuple[str, Peer]:
+    """The peer with the experts implementation that takes the shortest step."""
+    peers = {name: Peer(sizes, name) for name in PEER_EXPERTS}
+    seconds = {name: clock.medians(2, peer.step)[0] for name, peer in peers.items()}
+    name = min(seconds, key=lambda known: seconds[known])
+    return name, peers[name]
+
+
+def steps(sizes: Sizes, folder: Path, clock: Clock) -> Row:
+    """Tokens a second of whole steps."""
+    trainer = trainer_of(sizes.spec(), folder, Group(object(), 0, 1), 1)
+    name, peer = fastest_peer(sizes, clock)
+    ours, theirs = clock.medians(sizes.rounds, lambda: trainer.step(Signals()), peer.step)
+    figure = f"training step, {sizes.experts} experts"
+    peer_name = f"transformers Mixtral ({name})"
+    return row(figure, "tokens/s", sizes.tokens / ours, peer_name, sizes.tokens / theirs, at_least=1.2, of="ratio")
+
+
+def blocks(sizes: Sizes, clock: Clock) -> list[Row]:
+    """Tokens a second of one routed block, forward and backward."""
+    spec = sizes.spec()
+    assert spec.train is not None
+    state = TrainState(spec.train.model)
+    state.fresh(all_items(sizes.layers, sizes.experts), 0)
+    executor = ExpertParallel(
+        Group(object(), 0, 1), generation_of(spec, 1), state.weights(), (sizes.layers, sizes.experts)
+    )
+    mine = state.model.model.layers[0].mlp
+    x = torch.randn(sizes.tokens, sizes.hidden)
+    peers = {name: Peer(sizes, name).model.model.layers[0].mlp for name in ("grouped_mm", "eager")}
+    works = [_forward_backward(lambda x_TD: mine(x_TD, 0, executor), x)]
+    works += [_forward_backward(lambda x_TD, block=block: block(x_TD.unsqueeze(0)), x) for block in peers.values()]
+    ours, grouped, eager = (sizes.tokens / s for s in clock.medians(sizes.rounds, *works))
+    where = f"routed block forward and backward, {sizes.experts} experts"
+    return [
+        row(where, "tokens/s", ours, "transformers grouped_mm", grouped, at_least=1.0, of="ratio"),
+        row(where, "tokens/s", ours, "transformers eager", eager, at_least=15.0, of="ratio"),
+    ]
+
+
+def _forward_backward(block: Callable[[Tensor], Tensor], x_TD: Tensor) -> Callable[[], None]:
+    return lambda: block(x_TD.clone().requires_grad_()).square().sum().backward()
+
+
+def _member(spec_json: str, folder: str, port: int, rank: int, width: int, rounds: int, threads: int, out: Any) -> None:
+    torch.set_num_threads(threads)
+    group = Group.connect(("127.0.0.1", port), "bench", rank, width, "127.0.0.1", torch.device("cpu"), lambda: False)
+    trainer = trainer_of(JobSpec.model_validate_json(spec_json), Path(folder), group, width)
+    trainer.step(Signals())
+    group.barrier()
+    started, waited_s = time.perf_counter(), group.waited_s
+    for _ in range(rounds):
+        trainer.step(Signals())
+    out.put((rank, time.perf_counter() - started, group.waited_s - waited_s))
+
+
+def at_width(sizes: Sizes, folder: Path, width: int, cores: int) -> tuple[float, float]:
+    """Tokens a second of `width` processes, and the share of their time that they spend in collectives."""
+    spawn = multiprocessing.get_context("spawn")
+    store, out = open_store("127.0.0.1"), spawn.Queue()
+    common = (sizes.spec(4).model_dump_json(exclude={"train": {"preset"}}), str(folder), store.port)
+    members = [
+        spawn.Process(target=_member, args=(*common, rank, width, sizes.rounds, max(cores // width, 1), out))
+        for rank in range(width)
+    ]
+    for member in members:
+        member.start()
+    told = [out.get(timeout=600) for _ in members]
+    for member in members:
+        member.join()
+    seconds = max(took for _, took, _ in told)
+    return sizes.tokens * sizes.rounds / seconds, sum(waited for _, _, waited in told) / (width * seconds)
+
+
+def widths(sizes: Sizes, folder: Path, cores: int) -> list[Row]:
+    """Wider against one process with all cores."""
+    alone, _ = at_width(sizes, folder, 1, cores)
+    rows = []
+    for width in (2, 4):
+        rate, share = at_width(sizes, folder, width, cores)
+        rows.append(row(f"width {width}", "tokens/s", rate, "width 1", alone, at_least=0.85, of="ratio"))
+        rows.append(row(f"width {width}: share of time in communication", "of 1", share))
+    return rows
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argument_parser(__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time in single-process figures")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    small = {"hidden": 128, "expert": 256, "layers": 2, "batch": 4, "length": 64, "rounds": 3} if options.quick else {}
+    clock = Clock(options.cpu_time)
+    with tempfile.TemporaryDirectory(prefix="fw-bench-") as name:
+        folder = Path(name)
+        rows = [steps(Sizes(experts, **small), folder, clock) for experts in (8, 32)]
+        rows += [r for experts in (8, 32) for r in blocks(Sizes(experts, **small), clock)]
+        rows += widths(Sizes(8, **small), folder, options.threads)
+    publish("train", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
