@@ -1,4 +1,4 @@
-"""The one form in which every benchmark reports: figure, ours, peer, ratio, goal, and whether the goal holds."""
+"""The one form in which every benchmark reports: rows of figure, ours, peer, ratio, goal, and whether it holds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def row(
     judged = ours if of == "ours" else ratio
     if judged is None:
         raise ValueError(f"{figure}: a goal on the ratio needs a peer's figure")
-    goals = [f"{of} {sign} {bound:g}" for sign, bound in ((">=", at_least), ("<=", at_most)) if bound is not None]
+    bounds = ((">=", at_least), ("<=", at_most))
+    goals = [f"{of} {sign} {bound:g}" for sign, bound in bounds if bound is not None]
     holds = (at_least is None or judged >= at_least) and (at_most is None or judged <= at_most) if goals else None
     return Row(figure, unit, ours, peer_name, peer, ratio, " and ".join(goals), holds)
 
