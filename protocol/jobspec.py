@@ -181,7 +181,9 @@ class TrainPart(Part):
 
     @field_validator("model")
     @classmethod
-    def _trainable(cls, model: ModelConfig) -> ModelConfig:
+    def _trainable(cls, model: ModelConfig | None) -> ModelConfig | None:
+        if model is None:
+            return None
         unsupported = {"dense_layers": model.dense_layers, "shared_size": model.shared_size}
         wrong = next((name for name, value in unsupported.items() if value), None)
         if model.expert_kind != "silu":
