@@ -12,6 +12,10 @@ import pytest
 
 from fallow.processes import belonging, signal_all
 
+os.environ.setdefault(
+    "MKL_CBWR", "AUTO,STRICT"
+)  # as in workers (runtime.training.actor): read once, by torch's first use
+
 RUN_VARIABLE = "FALLOW_TEST_RUN"
 _PATIENCE_S = 20.0
 

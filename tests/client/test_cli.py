@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,8 +129,10 @@ def test_help_loads_neither_grpc_nor_pydantic() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shell_completion(shell: str) -> None:
+    """Without a terminal no shell can be detected; Typer then takes its name as an argument."""
     command = [sys.executable, "-m", "fallow", "--show-completion", shell]
-    assert "fallow" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    assert "fallow" in subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
 def test_submit_check_says_what_a_served_model_needs(cli: Cli, tmp_path: Path) -> None:
