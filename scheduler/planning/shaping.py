@@ -10,7 +10,8 @@ import numpy as np
 from scheduler.domain.cluster import Lease, LeaseKey
 from scheduler.domain.jobs import ExpertId, Job, ModelShape, Role, RoleNeed, WorkerSlot
 from scheduler.planning.admission import Claim
-from scheduler.planning.experts import assign_copies, assign_owners
+from scheduler.planning.balance import Hosts, balance
+from scheduler.planning.experts import assign_owners
 from scheduler.planning.fit import expert_slots, worker_bytes
 from scheduler.planning.placement import Ground, choose_leavers, choose_spots
 from scheduler.planning.view import Spot
@@ -101,7 +102,7 @@ def host_experts(job: Job, slots: Sequence[WorkerSlot], leases: Mapping[LeaseKey
     if job.shape and trainers:
         hosted.update((slot.worker, slot) for slot in _owned(job.shape, trainers))
     if job.shape and shards:
-        hosted.update((slot.worker, slot) for slot in _copied(job.shape, job.copies, shards, leases))
+        hosted.update((slot.worker, slot) for slot in _copied(job, job.shape, shards, leases))
     return tuple(hosted[worker] for worker in sorted(hosted))
 
 
@@ -121,23 +122,23 @@ def _owned(model: ModelShape, trainers: Sequence[WorkerSlot]) -> list[WorkerSlot
 
 
 def _copied(
-    model: ModelShape, copies: int, shards: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]
+    job: Job, model: ModelShape, shards: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]
 ) -> list[WorkerSlot]:
-    pairs = _pairs(model)
-    index = {pair: row for row, pair in enumerate(pairs)}
-    present_PW = np.zeros((len(pairs), len(shards)), dtype=np.bool_)
+    present_LEW = np.zeros((model.layers, model.experts, len(shards)), dtype=np.bool_)
     for column, slot in enumerate(shards):
-        present_PW[[index[pair] for pair in slot.experts], column] = True
-    memories = [_memory_bytes(slot, leases[slot.lease]) for slot in shards]
-    host_PW = assign_copies(
-        present_PW,
+        for layer, expert in slot.experts:
+            present_LEW[layer, expert, column] = True
+    hosts = Hosts(
+        np.array([expert_slots(model, _memory_bytes(slot, leases[slot.lease])) for slot in shards]),
+        np.ones(len(shards)),
         _numbered([slot.lease.node for slot in shards]),
         _numbered([leases[slot.lease].cohort for slot in shards]),
-        copies,
-        slots=expert_slots(model, min(memories)),
     )
+    pairs = model.layers * model.experts
+    load_LE = np.ones((model.layers, model.experts))
+    host_LEW = balance(load_LE, hosts, present_LEW, floor=job.copies, copies=job.copies * pairs)
     return [
-        replace(slot, experts=tuple(pairs[row] for row in np.flatnonzero(host_PW[:, column])))
+        replace(slot, experts=tuple((layer, expert) for layer, expert in np.argwhere(host_LEW[:, :, column]).tolist()))
         for column, slot in enumerate(shards)
     ]
 
