@@ -20,6 +20,8 @@ WORTH = 0.05
 """A layer that is whole is rearranged only if that takes so much off its busiest worker: noise is not worth a move."""
 UNSEEN = 0.05
 """Load that any pair may have on other tokens than those counted, over the average."""
+FEWEST = 100
+"""Tokens that an expert must have got on average before the counts of its layer say anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,10 @@ def busyness(host_LEW: Bools, load_LE: Floats, speed_W: Floats) -> Floats:
     return np.asarray(busy_LW / np.where(mean_L > 0, mean_L, 1.0)[:, None])
 
 
-def expected_loads(counted_LE: Floats) -> Floats:
-    """Loads to balance by, from tokens counted [L, E]; a layer that got none counts as even."""
-    mean_L1 = counted_LE.mean(axis=1, keepdims=True)
-    return np.asarray(np.where(mean_L1 > 0, counted_LE + UNSEEN * mean_L1, 1.0))
+def expected_loads(tokens_LE: Floats) -> Floats:
+    """Loads to balance by, from tokens counted [L, E]; a layer that got too few counts as even."""
+    mean_L1 = tokens_LE.mean(axis=1, keepdims=True)
+    return np.asarray(np.where(mean_L1 >= FEWEST, tokens_LE + UNSEEN * mean_L1, 1.0))
 
 
 def balance(
