@@ -114,13 +114,25 @@ def held_out_rows(routing: Routing, task: str) -> list[Row]:
         peer_LED = eplb(counted_LE, SLOTS, NODES)
         peer_LD = np.einsum("le,led->ld", other_LE / peer_LED.sum(axis=2), peer_LED)
         peers.append(peer_LD.max(axis=1) / peer_LD.mean(axis=1))
-    what = f"DeepSeek-V2-Lite on texts not counted ({task}), {SLOTS} slots on {NODES} nodes"
-    (mean, worst), (peer_mean, peer_worst) = (
-        (float(np.mean(busiest)), float(np.median(np.max(busiest, axis=1)))) for busiest in (ours, peers)
-    )
+    figure = f"busiest node, DeepSeek-V2-Lite on texts not counted ({task}), {SLOTS} slots on {NODES} nodes"
+    worst_S, peer_worst_S = (np.max(busiest_SL, axis=1) for busiest_SL in (ours, peers))
     return [
-        row(f"busiest node, {what}, mean of the layers", "of the mean", mean, "EPLB", peer_mean, at_most=1.10),
-        row(f"busiest node, {what}, worst layer", "of the mean", worst, "EPLB", peer_worst, at_most=1.10),
+        row(f"{figure}, mean", "of the mean", float(np.mean(ours)), "EPLB", float(np.mean(peers)), at_most=1.10),
+        row(
+            f"{figure}, worst layer of the median split",
+            "of the mean",
+            float(np.median(worst_S)),
+            "EPLB",
+            float(np.median(peer_worst_S)),
+            at_most=1.10,
+        ),
+        row(
+            f"{figure}, worst layer of the worst split",
+            "of the mean",
+            float(worst_S.max()),
+            "EPLB",
+            float(peer_worst_S.max()),
+        ),
     ]
 
 

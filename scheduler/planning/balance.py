@@ -16,7 +16,7 @@ import numpy as np
 from scheduler.planning.packing import Bools, Field, Floats, Ints, copies_wanted, deal_slots, fill
 from scheduler.planning.swapping import Layer
 
-WORTH = 0.05
+WORTH = 0.2
 """A layer that is whole is rearranged only if that takes so much off its busiest worker: noise is not worth a move."""
 UNSEEN = 0.05
 """Load that any pair may have on other tokens than those counted, over the average."""
