@@ -118,15 +118,11 @@ def test_a_budget_is_kept_and_nothing_gets_worse(
 
 @given(loads(), st.integers(3, 8), st.integers(0, 7))
 @settings(deadline=None)
-def test_a_lost_worker_takes_little_along(load_LE: Floats, nodes: int, lost: int) -> None:
+def test_survivors_of_a_lost_worker_make_its_copies_anew(load_LE: Floats, nodes: int, lost: int) -> None:
     copies = 2 * load_LE.size
     host_LEW = balance(load_LE, even_hosts(nodes, 10_000), floor=2, copies=copies)
-    left_LEW = np.delete(host_LEW, lost % nodes, axis=2)
-    hosts = even_hosts(nodes - 1, 10_000)
-    after_LEW = balance(load_LE, hosts, left_LEW, floor=2, copies=copies)
-    check_whole(after_LEW, hosts, 2)
-    before, after = (busyness(p, load_LE, hosts.speed_W).max() for p in (left_LEW, after_LEW))
-    assert (left_LEW & ~after_LEW).sum() <= left_LEW.sum() // 4 or after < before
+    left_LEW, hosts = np.delete(host_LEW, lost % nodes, axis=2), even_hosts(nodes - 1, 10_000)
+    check_whole(balance(load_LE, hosts, left_LEW, floor=2, copies=copies), hosts, 2)
 
 
 # --- what they are good for ------------------------------------------------------------------------------------
@@ -138,6 +134,15 @@ def test_scarce_memory_gives_every_expert_one_copy_before_any_gets_two() -> None
     crowded_LEW = np.zeros((1, 6, 3), dtype=np.bool_)
     crowded_LEW[0, :3, :2] = True  # three experts twice, three nowhere, and room for six copies
     assert balance(np.ones((1, 6)), even_hosts(3, slots=2), crowded_LEW, floor=2).any(axis=2).all()
+
+
+@pytest.mark.parametrize("lost", range(8))
+def test_a_lost_worker_moves_little_else(lost: int) -> None:
+    load_LE = np.random.default_rng(lost).lognormal(0.0, 0.7, (8, 64))
+    host_LEW = balance(load_LE, even_hosts(8, 10_000), floor=2, copies=2 * load_LE.size)
+    left_LEW = np.delete(host_LEW, lost, axis=2)
+    after_LEW = balance(load_LE, even_hosts(7, 10_000), left_LEW, floor=2, copies=2 * load_LE.size)
+    assert (left_LEW & ~after_LEW).sum() <= 0.02 * left_LEW.sum(), "survivors keep nearly all that they host"
 
 
 def test_few_replica_sets_outlive_more_deaths() -> None:
