@@ -150,7 +150,7 @@ class TrainPart(Part):
         functions = [name for name in ("function", "pickled") if value.get(name) is not None]
         if not functions:
             return value
-        builtin = ("preset", "model", "tokenizer", "eval_data", "start", "precision")
+        builtin = ("preset", "model", "tokenizer", "eval_data", "start")
         given = [name for name in builtin if value.get(name) is not None]
         if given or len(functions) > 1:
             raise ValueError(

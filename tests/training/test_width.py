@@ -148,3 +148,15 @@ def test_waiting_for_somebody_who_does_not_come_can_be_called_off() -> None:
     store = open_store("127.0.0.1")
     with pytest.raises(PeerLost, match="called off"):
         connect(store, 0, 2, "nobody", over=True)
+
+
+def test_bfloat16_is_the_same_at_any_width_and_near_float32(tmp_path: Path) -> None:
+    exact, _ = run_undisturbed(tiny_spec(steps=6), tmp_path)
+    spec = tiny_spec(steps=6, precision="bfloat16")
+    losses, alone = run_undisturbed(spec, tmp_path)
+    assert losses != exact
+    assert losses == pytest.approx(exact, rel=1e-2)
+    outcomes, states = run_width(spec, tmp_path, [1, 2])
+    assert [o.loss for o in outcomes[0]] == losses
+    assert torch.equal(states[0].dense.flat.buffer, alone.dense.flat.buffer)
+    assert alone.dense.flat.buffer.dtype == torch.float32
