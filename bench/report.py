@@ -86,7 +86,7 @@ def publish(bench: str, rows: Sequence[Row], json_file: Path | None) -> None:
     for r in rows:
         peer = (
             f"{r.peer_name} {r.peer:.4g} {r.unit}, ratio {r.ratio:.3g}"
-            if r.peer is not None and r.ratio
+            if r.peer is not None and r.ratio is not None
             else r.peer_name
         )
         verdict = {True: "holds", False: "MISSED", None: ""}[r.holds]

@@ -35,6 +35,7 @@ class SiteMessage(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    EXPERT_LOADS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___SiteHello:
         """always first"""
@@ -61,6 +62,8 @@ class SiteMessage(_message.Message):
     def endpoint(self) -> Global___JobEndpoint: ...
     @_builtins.property
     def heartbeat(self) -> Global___SiteHeartbeat: ...
+    @_builtins.property
+    def expert_loads(self) -> Global___ExpertLoads: ...
     def __init__(
         self,
         *,
@@ -76,12 +79,13 @@ class SiteMessage(_message.Message):
         refused: Global___AssignmentRefused | None = ...,
         endpoint: Global___JobEndpoint | None = ...,
         heartbeat: Global___SiteHeartbeat | None = ...,
+        expert_loads: Global___ExpertLoads | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "ended", b"ended", "endpoint", b"endpoint", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "node_gone", b"node_gone", "node_ready", b"node_ready", "progress", b"progress", "reached", b"reached", "refused", b"refused", "work_lost", b"work_lost", "worker", b"worker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "ended", b"ended", "endpoint", b"endpoint", "expert_loads", b"expert_loads", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "node_gone", b"node_gone", "node_ready", b"node_ready", "progress", b"progress", "reached", b"reached", "refused", b"refused", "work_lost", b"work_lost", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "ended", b"ended", "endpoint", b"endpoint", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "node_gone", b"node_gone", "node_ready", b"node_ready", "progress", b"progress", "reached", b"reached", "refused", b"refused", "work_lost", b"work_lost", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "ended", b"ended", "endpoint", b"endpoint", "expert_loads", b"expert_loads", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "node_gone", b"node_gone", "node_ready", b"node_ready", "progress", b"progress", "reached", b"reached", "refused", b"refused", "work_lost", b"work_lost", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "node_ready", "node_gone", "reached", "worker", "progress", "work_lost", "ended", "log", "refused", "endpoint", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "node_ready", "node_gone", "reached", "worker", "progress", "work_lost", "ended", "log", "refused", "endpoint", "heartbeat", "expert_loads"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -349,6 +353,33 @@ class JobProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobProgress: _TypeAlias = JobProgress  # noqa: Y015
+
+@_typing.final
+class ExpertLoads(_message.Message):
+    """How many tokens each expert of a served model got since the last of these messages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """expert by expert, layer by layer"""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpertLoads: _TypeAlias = ExpertLoads  # noqa: Y015
 
 @_typing.final
 class WorkLost(_message.Message):

@@ -57,6 +57,10 @@ class EngineActor:
         """See `EngineWorker.status`."""
         return self._worker.status()
 
+    def take_tokens(self) -> list[int]:
+        """See `EngineWorker.take_tokens`."""
+        return self._worker.take_tokens()
+
 
 class GatewayActor:
     """The endpoint: `runtime.serving.gateway_worker.GatewayWorker`."""

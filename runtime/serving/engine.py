@@ -34,17 +34,25 @@ class Emitted:
 
 class RemoteExperts:
     """The `ExpertExecutor` whose experts lie on shards. Each token's sum runs in the order of its router's choice,
-    so it is the same to the last bit wherever its experts are."""
+    so it is the same to the last bit wherever its experts are. Counts how many tokens each expert gets."""
 
-    def __init__(self, plane: ExpertPlane) -> None:
+    def __init__(self, plane: ExpertPlane, layers: int, experts: int) -> None:
         self._plane = plane
+        self._tokens_LE = torch.zeros(layers, experts, dtype=torch.int64)
 
     def __call__(
         self, layer: int, x_TD: torch.Tensor, expert_ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
         """`y_t = sum over k of weights[t, k] * expert[ids[t, k]](x_t)`, (T, D)."""
-        y_TKD = self._plane.run(layer, x_TD, expert_ids_TK.cpu()).to(x_TD.device)
+        ids_TK = expert_ids_TK.cpu()
+        self._tokens_LE[layer] += torch.bincount(ids_TK.flatten(), minlength=self._tokens_LE.shape[1])
+        y_TKD = self._plane.run(layer, x_TD, ids_TK).to(x_TD.device)
         return (y_TKD * weights_TK.to(y_TKD.dtype).unsqueeze(2)).sum(dim=1)
+
+    def take_tokens(self) -> list[int]:
+        """Tokens of each expert, layer by layer, since this was called last; a step that runs may count for neither."""
+        tokens_LE, self._tokens_LE = self._tokens_LE, torch.zeros_like(self._tokens_LE)
+        return tokens_LE.flatten().tolist()
 
 
 class Engine:

@@ -119,6 +119,12 @@ class Fleet:
         """Whether the worker lives. Raises `ActorGone`."""
         return dict(await self._ask(self._handles.get(worker), "status"))
 
+    async def take_tokens(self, engine: str) -> list[int]:
+        """Tokens that each expert got from an engine since this was asked last; none from one that has gone."""
+        with contextlib.suppress(ActorGone):
+            return list(await self._ask(self._handles.get(engine), "take_tokens"))
+        return []
+
     async def stop(self, worker: str) -> None:
         """End a worker."""
         self._handles.pop(worker, None)

@@ -97,6 +97,7 @@ class EngineWorker:
         self._max_length = max_length
         self._plane = ExpertPlane(secret)
         self._server: EngineServer | None = None
+        self._experts: RemoteExperts | None = None
         self._lock = threading.Lock()
 
     def load(self) -> dict[str, Any]:
@@ -126,6 +127,10 @@ class EngineWorker:
             "tokens": server.tokens if server else 0,
         }
 
+    def take_tokens(self) -> list[int]:
+        """See `RemoteExperts.take_tokens`; none before the model is loaded."""
+        return self._experts.take_tokens() if self._experts else []
+
     def _build(self) -> EngineServer:
         try:
             examine(self._folder)
@@ -137,5 +142,6 @@ class EngineWorker:
         scheduler = StepScheduler(
             self._max_batch, STEP_TOKENS, self._max_batch * self._max_length, lambda: SequenceCache(config)
         )
-        engine = Engine(model, RemoteExperts(self._plane), scheduler)
+        self._experts = RemoteExperts(self._plane, config.expert_layers, config.experts)
+        engine = Engine(model, self._experts, scheduler)
         return EngineServer(engine, config.vocab_size, self._secret, self._host)

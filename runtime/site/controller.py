@@ -80,6 +80,9 @@ class Reports(Protocol):
     ) -> None:
         """How far the job is and how fast it goes."""
 
+    def expert_loads(self, job: str, tokens: list[int]) -> None:
+        """How many tokens each expert of a served model got since this was last said, layer by layer."""
+
     def work_lost(self, job: str, steps: int, seconds: float, cause: str) -> None:
         """Steps that must be done again."""
 

@@ -1,9 +1,9 @@
 """What the site has to say, in order, while the scheduler may be away.
 
-Two kinds of message. Progress and log lines only describe: of a job's progress the newest replaces the one that still
-waits, and old log lines make room. Everything else changes state and is never dropped. A message that was written
-shortly before a stream broke may or may not have arrived, and the wire has no receipts; so the facts of the last
-moments, and which raylets are ready, are said again to a new session.
+Two kinds of message. Progress, experts' loads and log lines only describe: of a job's progress, or loads, the newest
+replaces the one that still waits, and old log lines make room. Everything else changes state and is never dropped. A
+message that was written shortly before a stream broke may or may not have arrived, and the wire has no receipts; so the
+facts of the last moments, and which raylets are ready, are said again to a new session.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ LOG_LIMIT = 2000
 UNCERTAIN_S = 30.0
 """A fact that was written so long ago, on a stream that held since, has arrived and been stored."""
 
+REPLACED = ("progress", "expert_loads")
+
 FactKey = tuple[str, str, int]
 
 
@@ -36,7 +38,7 @@ class Outbox:
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
         self._waiting: OrderedDict[int, site_pb2.SiteMessage] = OrderedDict()
-        self._progress: dict[str, int] = {}  # job -> number of its progress message that waits
+        self._newest: dict[tuple[str, str], int] = {}  # (kind, job) -> number of its message that waits
         self._logs: deque[int] = deque()
         self._facts: OrderedDict[FactKey, _Said] = OrderedDict()  # oldest first
         self._ready: dict[FactKey, site_pb2.SiteMessage] = {}
@@ -45,13 +47,13 @@ class Outbox:
 
     def put(self, message: site_pb2.SiteMessage) -> None:
         """Say it as soon as the scheduler listens."""
-        body = message.WhichOneof("body")
-        if body == "progress" and (number := self._progress.get(message.progress.job)) is not None:
+        body = message.WhichOneof("body") or ""
+        if (number := self._newest.get((body, _job_of(message)))) is not None:
             self._waiting[number] = message
             return
         self._waiting[self._next] = message
-        if body == "progress":
-            self._progress[message.progress.job] = self._next
+        if body in REPLACED:
+            self._newest[body, _job_of(message)] = self._next
         elif body == "log":
             self._logs.append(self._next)
             if len(self._logs) > LOG_LIMIT:
@@ -84,9 +86,8 @@ class Outbox:
         if first is not message:  # a newer progress took its place meanwhile
             return
         del self._waiting[number]
-        if message.WhichOneof("body") == "progress":
-            self._progress.pop(message.progress.job, None)
-        elif message.WhichOneof("body") == "log":
+        self._newest.pop((message.WhichOneof("body") or "", _job_of(message)), None)
+        if message.WhichOneof("body") == "log":
             self._logs.popleft()
         self._remember(message)
 

@@ -69,6 +69,10 @@ class SiteReports:
         )
         self._say(site_pb2.SiteMessage(progress=message))
 
+    def expert_loads(self, job: str, tokens: list[int]) -> None:
+        """See `Reports.expert_loads`."""
+        self._say(site_pb2.SiteMessage(expert_loads=site_pb2.ExpertLoads(job=job, tokens=tokens)))
+
     def work_lost(self, job: str, steps: int, seconds: float, cause: str) -> None:
         """See `Reports.work_lost`."""
         message = site_pb2.WorkLost(job=job, steps=steps, seconds=seconds, cause=cause)

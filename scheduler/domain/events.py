@@ -172,6 +172,14 @@ class JobProgressed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsLoaded(Event):
+    """Tokens that each expert of a served model got since this was last said, layer by layer."""
+
+    job: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkLost(Event):
     """Steps that must be done again, and the wall time they had taken."""
 

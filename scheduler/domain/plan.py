@@ -50,6 +50,7 @@ class Snapshot:
     outlooks: tuple[Outlook, ...] = ()  # sorted by site; none for a site of which nothing is known
     usages: tuple[Usage, ...] = ()  # sorted by user
     spent: tuple[tuple[str, float], ...] = ()  # (job, device-seconds), of jobs with a budget, sorted
+    expert_loads: tuple[tuple[str, tuple[float, ...]], ...] = ()  # (job, tokens of late of each expert), sorted
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ _HANDLERS: Mapping[type[events.Event], Handler] = {
     events.AssignmentRefused: jobs.assignment_refused,
     events.WorkerChanged: jobs.worker_changed,
     events.JobProgressed: jobs.progressed,
+    events.ExpertsLoaded: jobs.experts_loaded,
     events.WorkLost: jobs.work_lost,
     events.JobEnded: jobs.ended,
     events.EndpointOpened: jobs.endpoint_opened,
@@ -160,6 +161,7 @@ class Inventory:
             outlooks=tuple(self._outlook(site, now_s) for site in sorted(r.pasts)),
             usages=r.shares.usages(),
             spent=tuple((job, r.books.job_us(job) / 1e6) for job in sorted(r.live_jobs) if _has_budget(r.jobs[job])),
+            expert_loads=tuple(sorted(r.expert_loads.items())),
         )
 
     def _outlook(self, site: str, now_s: float) -> Outlook:

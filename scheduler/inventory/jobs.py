@@ -28,6 +28,9 @@ from scheduler.inventory.records import Records
 NEW_MEASUREMENT_WEIGHT = 0.3
 """How much a new measurement of a rate or a stall counts against the old ones."""
 
+OLD_LOADS_WEIGHT = 0.9
+"""How much of the experts' tokens counted so far still counts beside newer ones."""
+
 FIRST_RETRY_S = 10.0
 LAST_RETRY_S = 300.0
 RESCALES_KEPT = 500
@@ -252,6 +255,15 @@ def _learn_rate(curve: tuple[tuple[int, float], ...], width: int, rate: float) -
     return tuple(sorted(points.items()))
 
 
+def experts_loaded(r: Records, e: events.ExpertsLoaded) -> None:
+    """Tokens of a served model's experts: what was counted before counts less and less."""
+    job = live_job(r, e.job, "experts' loads")
+    if job is None or job.shape is None or len(e.tokens) != job.shape.layers * job.shape.experts:
+        return
+    before = r.expert_loads.get(job.id, (0.0,) * len(e.tokens))
+    r.expert_loads[job.id] = tuple(OLD_LOADS_WEIGHT * old + new for old, new in zip(before, e.tokens, strict=True))
+
+
 def ended(r: Records, e: events.JobEnded) -> None:
     """A job is over, and its workers are gone."""
     job = live_job(r, e.job, f"the end ({e.outcome})")
@@ -265,7 +277,7 @@ def _end(r: Records, job: Job, state: JobState, message: str, output: str = "") 
         end_worker(r, worker)
     bare = replace(job.assignment, workers=()) if job.assignment else None
     r.move(job, state, ended_s=r.now_s, message=message, output=output, assignment=bare)
-    for table in (r.withheld, r.refusals, r.lost_workers, r.last_step, r.steps_lost):
+    for table in (r.withheld, r.refusals, r.lost_workers, r.last_step, r.steps_lost, r.expert_loads):
         table.pop(job.id, None)
     r.log("job_ended", f"{state}: {message}" if message else str(state), job=job.id, site=job.site)
 

@@ -78,6 +78,7 @@ class Records:
         self.lost_workers: dict[str, tuple[str, ...]] = {}  # job -> not yet told to its site
         self.last_step: dict[str, Assign] = {}
         self.steps_lost: dict[str, int] = {}  # job -> since its last rescale
+        self.expert_loads: dict[str, tuple[float, ...]] = {}  # job -> tokens of late of each of its experts
         self.energy_j: dict[LeaseKey, float] = {}
         self.pasts: dict[str, SitePast] = {}  # site -> how its nodes come and go; learnt again from ended leases
         self.shares = Shares()

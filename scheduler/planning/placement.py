@@ -21,10 +21,11 @@ SERVING_FOR_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What is known of the leases."""
+    """What is known of the leases, and of how many tokens each expert of a served model got."""
 
     leases: Mapping[LeaseKey, Lease]
     lasting: Lasting = field(default_factory=Lasting)
+    expert_loads: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def choose_spots(

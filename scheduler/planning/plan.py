@@ -90,13 +90,17 @@ def _survive(standing: Standing, view: View, draft: _Draft) -> None:
     if not standing.lost:
         return
     whole = all(len(standing.staying_as(need.role)) >= need.min for need in job.needs)
-    draft.give(standing, host_experts(job, standing.staying, view.leases) if whole else ())
+    draft.give(standing, host_experts(job, standing.staying, _ground(view)) if whole else ())
+
+
+def _ground(view: View) -> Ground:
+    return Ground(view.leases, Lasting(view.terms.now_s, view.terms.outlooks.values()), view.terms.expert_loads)
 
 
 def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
     free: dict[PoolKey, list[Spot]] = {key: list(pool.free) for key, pool in view.pools.items()}
     expected = {key: pool.emptying for key, pool in view.pools.items()}
-    ground = Ground(view.leases, Lasting(view.terms.now_s, view.terms.outlooks.values()))
+    ground = _ground(view)
     for claim in claims:
         expected[claim.pool] += len(leavers_of(claim, ground))
     for claim in sorted(claims, key=lambda c: c.standing.order[1:]):

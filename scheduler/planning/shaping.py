@@ -7,13 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduler.domain.cluster import Lease, LeaseKey
+from scheduler.domain.cluster import Lease
 from scheduler.domain.jobs import ExpertId, Job, ModelShape, Role, RoleNeed, WorkerSlot
 from scheduler.planning.admission import Claim
-from scheduler.planning.experts import assign_copies, assign_owners
+from scheduler.planning.balance import Hosts, balance, expected_loads
+from scheduler.planning.experts import assign_owners
 from scheduler.planning.fit import expert_slots, worker_bytes
 from scheduler.planning.placement import Ground, choose_leavers, choose_spots
 from scheduler.planning.view import Spot
+
+SPARE = 4
+"""Once a model's loads are measured, one further copy for so many experts goes where the load is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ def shape(claim: Claim, free: Sequence[Spot], expected: int, ground: Ground) -> 
             slots, expected = [*slots, *held], expected - missing
     if job.assignment and slots == list(job.assignment.workers):
         return Shape(job.assignment.workers)
-    return Shape(host_experts(job, slots, ground.leases), tuple(taken))
+    return Shape(host_experts(job, slots, ground), tuple(taken))
 
 
 def _new_slots(job: Job, role: Role, spots: Sequence[Spot], first: int) -> list[WorkerSlot]:
@@ -93,7 +97,7 @@ def _new_slots(job: Job, role: Role, spots: Sequence[Spot], first: int) -> list[
 # --- experts ---------------------------------------------------------------------------------------------------
 
 
-def host_experts(job: Job, slots: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]) -> tuple[WorkerSlot, ...]:
+def host_experts(job: Job, slots: Sequence[WorkerSlot], ground: Ground) -> tuple[WorkerSlot, ...]:
     """The slots, sorted by worker, with the job's experts shared out over its trainers and shards."""
     hosted = {slot.worker: slot for slot in slots}
     trainers = [slot for slot in slots if slot.role is Role.TRAINER]
@@ -101,7 +105,7 @@ def host_experts(job: Job, slots: Sequence[WorkerSlot], leases: Mapping[LeaseKey
     if job.shape and trainers:
         hosted.update((slot.worker, slot) for slot in _owned(job.shape, trainers))
     if job.shape and shards:
-        hosted.update((slot.worker, slot) for slot in _copied(job.shape, job.copies, shards, leases))
+        hosted.update((slot.worker, slot) for slot in _copied(job, job.shape, shards, ground))
     return tuple(hosted[worker] for worker in sorted(hosted))
 
 
@@ -120,24 +124,25 @@ def _owned(model: ModelShape, trainers: Sequence[WorkerSlot]) -> list[WorkerSlot
     return [replace(slot, experts=tuple(mine)) for slot, mine in zip(trainers, owned, strict=True)]
 
 
-def _copied(
-    model: ModelShape, copies: int, shards: Sequence[WorkerSlot], leases: Mapping[LeaseKey, Lease]
-) -> list[WorkerSlot]:
-    pairs = _pairs(model)
-    index = {pair: row for row, pair in enumerate(pairs)}
-    present_PW = np.zeros((len(pairs), len(shards)), dtype=np.bool_)
+def _copied(job: Job, model: ModelShape, shards: Sequence[WorkerSlot], ground: Ground) -> list[WorkerSlot]:
+    present_LEW = np.zeros((model.layers, model.experts, len(shards)), dtype=np.bool_)
     for column, slot in enumerate(shards):
-        present_PW[[index[pair] for pair in slot.experts], column] = True
-    memories = [_memory_bytes(slot, leases[slot.lease]) for slot in shards]
-    host_PW = assign_copies(
-        present_PW,
+        for layer, expert in slot.experts:
+            present_LEW[layer, expert, column] = True
+    leases = [ground.leases[slot.lease] for slot in shards]
+    hosts = Hosts(
+        np.array([expert_slots(model, _memory_bytes(*pair)) for pair in zip(shards, leases, strict=True)]),
+        np.ones(len(shards)),
         _numbered([slot.lease.node for slot in shards]),
-        _numbered([leases[slot.lease].cohort for slot in shards]),
-        copies,
-        slots=expert_slots(model, min(memories)),
+        _numbered([lease.cohort for lease in leases]),
     )
+    pairs = model.layers * model.experts
+    tokens = ground.expert_loads.get(job.id)
+    load_LE = expected_loads(np.reshape(tokens or np.zeros(pairs), (model.layers, model.experts)))
+    copies = job.copies * pairs + (pairs // SPARE if np.ptp(load_LE) > 0 else 0)
+    host_LEW = balance(load_LE, hosts, present_LEW, floor=job.copies, copies=copies)
     return [
-        replace(slot, experts=tuple(pairs[row] for row in np.flatnonzero(host_PW[:, column])))
+        replace(slot, experts=tuple((layer, expert) for layer, expert in np.argwhere(host_LEW[:, :, column]).tolist()))
         for column, slot in enumerate(shards)
     ]
 

@@ -112,12 +112,15 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What all jobs are weighed by: the time, each site's outlook, who had how much of late, what budgets are spent."""
+    """What all jobs are weighed by: the time, each site's outlook, who had how much of late, what budgets are spent,
+    how many tokens each expert of a served model got.
+    """
 
     now_s: float = 0.0
     outlooks: Mapping[str, Outlook] = field(default_factory=dict)
     fairness: Mapping[str, float] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
+    expert_loads: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def horizon_s(self, site: str) -> float:
         """How long a decision at a site is likely to stand."""
@@ -156,7 +159,7 @@ def _terms(snapshot: Snapshot, planned: list[Job]) -> Terms:
     usages = {usage.user: usage.device_s for usage in snapshot.usages}
     users = {user: usages.get(user, 0.0) for user in sorted({job.user for job in planned})}
     outlooks = {outlook.site: outlook for outlook in snapshot.outlooks}
-    return Terms(snapshot.now_s, outlooks, fairness_of(users), dict(snapshot.spent))
+    return Terms(snapshot.now_s, outlooks, fairness_of(users), dict(snapshot.spent), dict(snapshot.expert_loads))
 
 
 def _stand(job: Job, leases: dict[LeaseKey, Lease], workers: dict[str, Worker], sites: tuple[str, ...]) -> Standing:

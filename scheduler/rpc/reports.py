@@ -168,6 +168,10 @@ def _progress(message: site_pb2.JobProgress, when: dict[str, Any]) -> events.Job
     )
 
 
+def _expert_loads(message: site_pb2.ExpertLoads, when: dict[str, Any]) -> events.ExpertsLoaded:
+    return events.ExpertsLoaded(**when, job=checks.name("expert_loads.job", message.job), tokens=tuple(message.tokens))
+
+
 def _work_lost(message: site_pb2.WorkLost, when: dict[str, Any]) -> events.WorkLost:
     return events.WorkLost(
         **when,
@@ -199,6 +203,7 @@ _SITE_EVENTS: dict[str, Callable[[Any, dict[str, Any]], events.Event]] = {
     "refused": _refused,
     "worker": _worker,
     "progress": _progress,
+    "expert_loads": _expert_loads,
     "work_lost": _work_lost,
     "ended": _ended,
     "endpoint": _endpoint,

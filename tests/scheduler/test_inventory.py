@@ -12,7 +12,7 @@ from scheduler.domain.jobs import JobState, Role, RoleNeed
 from scheduler.domain.ledger import AccountKey, Books, Use
 from scheduler.domain.reasons import Refused
 from scheduler.inventory import Inventory
-from tests.scheduler.world import World, devices
+from tests.scheduler.world import SERVE, SHAPE, World, devices
 
 TWO_TO_FOUR = (RoleNeed(Role.TRAINER, 2, 4),)
 
@@ -255,6 +255,23 @@ def test_losses_by_reclaim_and_lost_steps_are_counted() -> None:
     assert lost_us == 3 * 2_000_000
     assert world.job(job).steps_lost == 7
     assert [(r.cause, r.width, r.steps_lost) for r in world.job(job).rescales] == [("start", 3, 0), ("loss", 2, 7)]
+
+
+def test_newer_loads_of_experts_count_more_and_end_with_their_job() -> None:
+    world = World()
+    world.add_site()
+    world.add_nodes(3)
+    job = world.submit(**SERVE)
+    pairs = SHAPE.layers * SHAPE.experts
+    for tokens in ([100] * pairs, [1] * pairs, [7] * (pairs + 1)):  # the last is of another model
+        world.loop.post(events.ExpertsLoaded(at_s=0, job=job, tokens=tuple(tokens)))
+    world.turn()
+    assert world.inventory.snapshot(0.0).expert_loads == ((job, (91.0,) * pairs),)
+    world.loop.post(events.CancelRequested(at_s=0, job=job, user="ada"))
+    world.run(10.0)
+    world.loop.post(events.ExpertsLoaded(at_s=0, job=job, tokens=(1,) * pairs))
+    world.turn()
+    assert world.inventory.snapshot(0.0).expert_loads == ()
 
 
 # --- the books ---------------------------------------------------------------------------------------------------

@@ -181,6 +181,28 @@ def test_copies_lie_in_different_cohorts() -> None:
         assert len({world.inventory.live_lease(node).cohort for node in nodes}) == 2
 
 
+def test_measured_loads_are_shared_out_at_the_next_rescale() -> None:
+    shape = ModelShape(layers=2, experts=16, expert_bytes=GIB // 64, dense_bytes=GIB // 2)
+    need = (RoleNeed(Role.ENGINE, 1, 1), RoleNeed(Role.SHARD, 2, 4))
+    world, job, _ = running_world(5, **{**SERVE, "shape": shape, "needs": need, "copies": 1})
+    busy = {(layer, expert): 10_000 if expert in (3, 7) else 100 for layer in range(2) for expert in range(16)}
+    before = world.job(job).assignment
+    world.loop.post(events.ExpertsLoaded(at_s=0, job=job, tokens=tuple(busy.values())))
+    world.run(5.0)
+    assert world.job(job).assignment == before, "nothing moves for news alone"
+    shard = next(s for s in before.workers if s.role is Role.SHARD)
+    world.twin.owner_reclaims(shard.lease.node, 10.0)
+    world.run(20.0)
+    hosts = _hosts(world, job)
+    load: dict[str, float] = {}
+    for pair, nodes in hosts.items():
+        for node in nodes:
+            load[node] = load.get(node, 0.0) + busy[pair] / len(nodes)
+    assert len(hosts) == 32
+    assert sum(map(len, hosts.values())) == 32 + 8
+    assert max(load.values()) <= 1.1 * sum(load.values()) / len(load)
+
+
 def test_a_served_model_keeps_every_expert_when_a_shard_cannot_be_replaced() -> None:
     need = (RoleNeed(Role.ENGINE, 1, 1), RoleNeed(Role.SHARD, 1, 3))
     world, job, _ = running_world(3, **{**SERVE, "needs": need})

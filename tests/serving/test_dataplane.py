@@ -85,13 +85,23 @@ def _check(plane: ExpertPlane, tokens: int = 9, seed: int = 0) -> None:
     x_TD, ids_TK, weights_TK = _batch(tokens, seed)
     for layer in range(LAYERS):
         here = LocalExperts(Bank.weights, EXPERTS)(layer, x_TD, ids_TK, weights_TK)
-        there = RemoteExperts(plane)(layer, x_TD, ids_TK, weights_TK)
+        there = RemoteExperts(plane, LAYERS, EXPERTS)(layer, x_TD, ids_TK, weights_TK)
         assert torch.equal(here, there)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 64, 300])
 def test_remote_experts_equal_local_ones_to_the_last_bit(shards: Shards, tokens: int) -> None:
     _check(shards.plane, tokens)
+
+
+def test_tokens_of_each_expert_are_counted_once(shards: Shards) -> None:
+    experts = RemoteExperts(shards.plane, LAYERS, EXPERTS)
+    x_TD, ids_TK, weights_TK = _batch(9)
+    for _ in range(2):
+        experts(1, x_TD, ids_TK, weights_TK)
+    counts = torch.bincount(ids_TK.flatten(), minlength=EXPERTS)
+    assert experts.take_tokens() == [0] * EXPERTS + (2 * counts).tolist() + [0] * EXPERTS * (LAYERS - 2)
+    assert not any(experts.take_tokens())
 
 
 def test_a_shard_that_dies_is_replaced_by_the_other_copies(shards: Shards) -> None:

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from protocol.models import ModelConfig
+from runtime.serving import controller
 from runtime.serving.text import TextCodec
 from runtime.site.controller import WorkerSlot
 from tests.serving.harness import Served, shard_slots, slot
@@ -85,6 +86,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def test_three_shards_say_what_one_process_says(world: World) -> None:
     assert world.stream() == world.reference
     assert world.served.call("engine-0", "status")["failovers"] == 0
+
+
+def test_tokens_of_each_expert_are_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "LOADS_S", 0.0)
+    world.stream()
+    world.served.wait(lambda: world.served.reports.all("expert_loads"), "the experts' loads told")
+    (_, tokens), _ = world.served.reports.all("expert_loads")[-1]
+    assert len(tokens) == world.config.expert_layers * world.config.experts
+    assert sum(tokens) % world.config.experts_per_token == 0
 
 
 def test_a_killed_shard_changes_nothing_in_a_running_stream(world: World) -> None:

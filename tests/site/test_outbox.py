@@ -84,6 +84,14 @@ async def test_a_newer_progress_is_said_even_if_it_came_while_the_older_was_writ
     assert await drain(outbox) == [progress(2)]
 
 
+async def test_loads_of_experts_replace_only_older_ones_of_the_same_job() -> None:
+    outbox = Outbox()
+    said = [site_pb2.SiteMessage(expert_loads=site_pb2.ExpertLoads(job=job, tokens=[n])) for n, job in enumerate("aba")]
+    for message in [*said, progress(1)]:
+        outbox.put(message)
+    assert await drain(outbox) == [said[2], said[1], progress(1)]
+
+
 async def test_old_log_lines_make_room_and_nothing_else_does() -> None:
     outbox = Outbox()
     outbox.put(worker(0))
