@@ -19,7 +19,7 @@ from scheduler.planning import why
 from scheduler.planning.admission import Admission, Claim, admit
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.placement import Ground
-from scheduler.planning.shaping import Shape, host_experts, leavers_of, shape
+from scheduler.planning.shaping import Shape, count_leavers, host_experts, shape
 from scheduler.planning.view import PoolKey, Spot, Standing, View, look
 
 Admit = Callable[[View, tuple[Withheld, ...]], Admission]
@@ -98,7 +98,7 @@ def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
     expected = {key: pool.emptying for key, pool in view.pools.items()}
     ground = Ground(view.leases, Lasting(view.terms.now_s, view.terms.outlooks.values()))
     for claim in claims:
-        expected[claim.pool] += len(leavers_of(claim, ground))
+        expected[claim.pool] += count_leavers(claim)
     for claim in sorted(claims, key=lambda c: c.standing.order[1:]):
         shaped = shape(claim, free[claim.pool], expected[claim.pool], ground)
         if shaped.taken:

@@ -41,6 +41,12 @@ def role_targets(needs: Sequence[RoleNeed], floors: Mapping[Role, int], width: i
     return targets
 
 
+def count_leavers(claim: Claim) -> int:
+    """How many staying workers the job gives up at its new width."""
+    targets = role_targets(claim.standing.job.needs, claim.floors, claim.width)
+    return sum(max(0, len(claim.standing.staying_as(role)) - target) for role, target in targets.items())
+
+
 def leavers_of(claim: Claim, ground: Ground) -> tuple[WorkerSlot, ...]:
     """Staying workers that the job gives up at its new width."""
     targets = role_targets(claim.standing.job.needs, claim.floors, claim.width)
