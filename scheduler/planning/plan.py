@@ -40,8 +40,7 @@ def plan(snapshot: Snapshot, admit: Admit = admit) -> Plan:
             draft.wait(standing, admission.waiting[standing.job.id], _deadline_s(standing.leaving, view))
     _shape_all(admission.claims, here, draft)
     steps = (*sorted(draft.steps, key=_precedence), *_releases(snapshot))
-    unplaced = tuple(Unplaced(job, reason) for job, reason in sorted(draft.unplaced.items()))
-    return Plan(snapshot.version, steps, unplaced)
+    return Plan(snapshot.version, steps, _unplaced(draft, view))
 
 
 @dataclass(slots=True)
@@ -64,6 +63,12 @@ class _Draft:
         """The job does not run; if it did, it is parked."""
         self.unplaced[standing.job.id] = reason
         self.give(standing, (), deadline_s)
+
+
+def _unplaced(draft: _Draft, view: View) -> tuple[Unplaced, ...]:
+    jobs = {standing.job.id: standing.job for standing in view.standings}
+    reasons = sorted(draft.unplaced.items())
+    return tuple(Unplaced(job, why.with_stakes(reason, jobs[job], view.terms)) for job, reason in reasons)
 
 
 def _precedence(step: Assign) -> tuple[bool, str]:

@@ -108,9 +108,15 @@ def useful_rates(job: Job, rates: Rates, floor: int, now_s: float) -> Rates:
 
 def rate_in_time(job: Job, rates: Rates, now_s: float) -> float:
     """The rate with which the job is just in time, judged by how fast it was on average; all haste if unknown."""
-    done, started_s = job.progress, job.started_s
-    if not done.step or not done.total or started_s is None or job.deadline_s is None or now_s <= started_s:
+    left_s = left_at_pace_s(job, now_s)
+    if left_s is None or job.deadline_s is None:
         return float("inf")
-    pace = done.step / done.total / (now_s - started_s)
-    wanted = max(0.0, 1 - done.step / done.total) / (job.deadline_s - now_s)
-    return float(wanted / pace * rates[min(max(1, job.width), len(rates) - 1)])
+    return float(left_s / (job.deadline_s - now_s) * rates[min(max(1, job.width), len(rates) - 1)])
+
+
+def left_at_pace_s(job: Job, now_s: float) -> float | None:
+    """How long its work would take yet if it went on as fast as it was on average; None if unknown."""
+    done, started_s = job.progress, job.started_s
+    if not done.step or not done.total or started_s is None or now_s <= started_s:
+        return None
+    return max(0.0, done.total / done.step - 1) * (now_s - started_s)
