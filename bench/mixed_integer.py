@@ -12,6 +12,7 @@ HiGHS overruns its own time limit, so `solve` runs it in a process of its own an
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,4 +149,5 @@ def _received(answer: Connection) -> Solved:
 
 
 def _child(answer: Connection, program: Solver, arguments: Sequence[object], limit_s: float) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # HiGHS greets whoever starts it
     answer.send(program(*arguments, limit_s))
