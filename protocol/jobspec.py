@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -261,10 +263,31 @@ class JobSpec(Part):
         default=None, description="workers of a train or task job; a serve job has engines and shards"
     )
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    priority: Annotated[int, Field(ge=-5, le=5)] = Field(
+        default=0, description="each step doubles what its work counts"
+    )
+    deadline: AwareDatetime | None = Field(
+        default=None, description="when it is wanted: a time with its zone, such as 2026-12-01T18:00:00+01:00"
+    )
+    budget_device_hours: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        default=None, description="device-hours that it may use in all; then it waits"
+    )
     device_kinds: list[Name] = Field(default=[], description="kinds of device it can use; empty: any")
     train: TrainPart | None = None
     serve: ServePart | None = None
     task: TaskPart | None = None
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _moment(cls, value: Any) -> Any:
+        """YAML gives a time as such or as text, JSON as text; a time of day without its zone is no moment."""
+        try:
+            moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        except ValueError:
+            moment = None
+        if value is not None and not (isinstance(moment, datetime) and moment.tzinfo):
+            raise ValueError("must be a time with its zone, such as 2026-12-01T18:00:00+01:00")
+        return moment
 
     @model_validator(mode="after")
     def _part_matches_kind(self) -> JobSpec:
