@@ -9,6 +9,7 @@
 3. What notice before a reclaim is worth: the same with 0 to 120 s of grace.
 4. A served model with every expert twice on 16 nodes of Summit: how often every expert is live, and what has to be
    moved for that, against the same planner with the ages, cohorts and ends of all leases hidden from it.
+5. Ten Summit days of jobs that come without any word on how they scale, against the same with their true curves.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class Run:
     horizon_s: float | None = None
     physics: Physics = field(default_factory=Physics)
     grace_s: float = 0.0
+    curves_known: bool = True
 
 
 _traces: dict[str, Trace] = {}
@@ -106,7 +108,9 @@ _mixes: dict[str, tuple[MixJob, ...]] = {}
 def harvest(run: Run) -> float:
     """Useful work as a share of the frictionless bound."""
     trace, mix = _traces[run.trace], _mixes[run.mix]
-    setting = Setting(parallel=PARALLEL, endless=True, physics=run.physics, grace_s=run.grace_s)
+    setting = Setting(
+        parallel=PARALLEL, endless=True, grace_s=run.grace_s, physics=run.physics, curves_known=run.curves_known
+    )
     with seldom_collecting():
         replay = Replayer(trace, mix, _planner(run, mix), setting).run()
     presences = [(r.job, r.admitted_s, replay.end_s) for r in replay.jobs]
@@ -186,6 +190,24 @@ def published_costs(slices: Iterable[Slice], horizons_s: Sequence[float], ask: A
     return rows
 
 
+def unknown_curves(slices: Iterable[Slice], ask: Ask) -> Callable[[], list[Row]]:
+    """Rows of 5."""
+    cases = [(s.name, mix) for s in slices if s.name == "Summit" for mix in MIXES]
+    asked = [(case, ask(Run(*case, curves_known=False)), ask(Run(*case))) for case in cases]
+    return lambda: [
+        row(
+            f"harvest, {case[0]}, {case[1]}, scaling unknown",
+            "of bound",
+            unknown.result(),
+            "true curves",
+            known.result(),
+            at_least=0.95,
+            of="ratio",
+        )
+        for case, unknown, known in asked
+    ]
+
+
 def runtime_costs(slices: Iterable[Slice], physics: Physics, ask: Ask) -> Callable[[], list[Row]]:
     """Rows of 2."""
     goals = {"Summit": 0.99, "Prometheus": 0.985}
@@ -248,6 +270,7 @@ def main() -> None:
             published_costs(slices, horizons_s, ask),
             runtime_costs(slices, physics, ask),
             grace(slices, physics, (0.0, 30.0) if options.quick else GRACES_S, ask),
+            unknown_curves(slices, ask),
             serving(pool),
         ]
         publish("harvest", [made for part in parts for made in part()], options.json)
