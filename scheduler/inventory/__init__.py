@@ -249,8 +249,11 @@ def _restore(r: Records, saved: Saved) -> None:
     for key in sorted(r.live_lease.values()):
         rebook(r, key, r.leases[key].booked_until_s)
     r.take_changes()
-    for lease in sorted(saved.ended, key=lambda lease: (lease.ended_s or 0.0, lease.key)):
-        r.past_of(lease.site).restore(lease)
+    of_site: dict[str, list[Lease]] = {}
+    for lease in (*saved.ended, *saved.leases):
+        of_site.setdefault(lease.site, []).append(lease)
+    for site, leases in of_site.items():
+        r.past_of(site).restore(leases)
     for node in saved.nodes:
         _restore_node(r, node)
 

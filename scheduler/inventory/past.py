@@ -36,10 +36,16 @@ class SitePast:
         reason = lease.drain_cause or cause
         self.history.lease_ended(max(0.0, at_s - lease.started_s), at_s, by_owner=not reason.startswith(OURS))
 
-    def restore(self, lease: Lease) -> None:
-        """A lease that ended before the scheduler was started; they come in the order of their ends."""
-        if lease.ended_s is not None:
-            self.ended(lease, lease.ended_s, lease.end_cause)
+    def restore(self, leases: Iterable[Lease]) -> None:
+        """Leases from before the scheduler was started, ended or not: what was learnt of them is learnt again."""
+        known = list(leases)
+        ends = ((lease.ended_s, 1, lease) for lease in known if lease.ended_s is not None)
+        starts = ((lease.started_s, 0, lease) for lease in known)
+        for at_s, has_ended, lease in sorted((*starts, *ends), key=lambda news: (*news[:2], news[2].key)):
+            if has_ended:
+                self.ended(lease, at_s, lease.end_cause)
+            else:
+                self.opened(at_s)
 
     def outlook(self, site: str, now_s: float, live: Iterable[Lease]) -> Outlook:
         """What it says of the future; `live` are the site's leases that have not ended."""
