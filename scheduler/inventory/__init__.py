@@ -23,6 +23,7 @@ from scheduler.domain.plan import Assign, Outlook, Rejected, Release, Snapshot
 from scheduler.domain.reasons import Refused
 from scheduler.inventory import agents, assigning, checks, jobs, sites, ticks
 from scheduler.inventory.effects import Effect
+from scheduler.inventory.foretold import Calibration
 from scheduler.inventory.holding import COHORT_WINDOW_S, rebook
 from scheduler.inventory.records import Records
 from scheduler.inventory.ticks import BOOK_EVERY_S
@@ -165,6 +166,11 @@ class Inventory:
     def _outlook(self, site: str, now_s: float) -> Outlook:
         r = self._records
         return r.pasts[site].outlook(site, now_s, (lease for lease in r.live_leases() if lease.site == site))
+
+    def calibration(self, site: str) -> tuple[Calibration, ...]:
+        """Whether the forecast of a site was right so far: survival as foretold and as it came."""
+        past = self._records.pasts.get(site)
+        return past.foretold.calibration() if past else ()
 
     def check(self) -> None:
         """Raises AssertionError if any invariant is broken."""
