@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +57,14 @@ def median_of(rounds: int, measure: Callable[[], float]) -> float:
 
 def machine() -> str:
     """What this ran on, without naming the host."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, {_cpu_model()}, Python {platform.python_version()}"
+    gpu = f", {name}" if (name := _gpu_model()) else ""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {_cpu_model()}{gpu}, Python {platform.python_version()}"
+
+
+def _gpu_model() -> str:
+    """Empty without one that the benchmark could have used."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else ""
 
 
 def _cpu_model() -> str:

@@ -1,10 +1,14 @@
 """Training speed: ours against transformers' Mixtral of the same sizes, and ours at widths 2 and 4 against width 1.
 
-    python -m bench.train [--quick] [--threads N] [--cpu-time] [--json FILE]
+    python -m bench.train [--device cpu|cuda] [--quick] [--threads N] [--cpu-time] [--json FILE]
 
 A step is forward, backward, clipping and AdamW (torch's fused one for the peer). The peer runs each of its experts
 implementations once and goes on with the fastest. Ours and the peer's rounds alternate, medians count. `--cpu-time`
 counts the process's own CPU time, for a machine that others use too. Widths run as processes that share the cores.
+
+On a GPU products are in bfloat16 on both sides. Ours and the peer under autocast keep float32 parameters, gradients
+and moments; the peer with bfloat16 parameters keeps all of them in bfloat16, which moves half the bytes and rounds
+every update. The share of the peak is against the card's own 8192-wide product, measured in the same run.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,7 @@ from runtime.training.text import Batches, load_corpus
 from runtime.training.trainer import Signals, Trainer
 
 PEER_EXPERTS = ("grouped_mm", "batched_mm", "eager")
+ON_GPU = {"hidden": 1024, "expert": 1024, "batch": 16, "length": 512, "heads": 16, "device": "cuda"}
 
 
 @dataclass(frozen=True)
@@ -47,19 +53,33 @@ class Sizes:
     batch: int = 8
     length: int = 128
     rounds: int = 9
+    heads: int = 4
+    device: str = "cpu"
+
+    @property
+    def precision(self) -> str:
+        """Of the products, on both sides."""
+        return "float32" if self.device == "cpu" else "bfloat16"
 
     def spec(self, width: int = 1) -> JobSpec:
         """The job of these sizes, in the manner of Mixtral."""
-        model = {"vocab_size": 1024, "hidden_size": self.hidden, "layers": self.layers, "heads": 4}
+        model = {"vocab_size": 1024, "hidden_size": self.hidden, "layers": self.layers, "heads": self.heads}
         model |= {"experts": self.experts, "experts_per_token": 2, "expert_size": self.expert, "router": "top_k"}
         model |= {"localised_filtering": False, "rotary_fraction": 1.0}
         part = {"model": model, "global_batch": self.batch, "sequence_length": self.length, "output": "out"}
+        part["precision"] = self.precision
         return parse({"kind": "train", "name": "bench", "width": {"min": 1, "max": width}, "train": part})
 
     @property
     def tokens(self) -> int:
         """Tokens of a step."""
         return self.batch * self.length
+
+    @property
+    def flops(self) -> float:
+        """Of a step's products: two for each parameter that a token meets, thrice, and causal attention's."""
+        met = self.layers * (4 * self.hidden**2 + 2 * 3 * self.hidden * self.expert) + 1024 * self.hidden
+        return 6.0 * self.tokens * (met + self.layers * self.length * self.hidden)
 
 
 def generation_of(spec: JobSpec, width: int) -> Generation:
@@ -73,20 +93,20 @@ def generation_of(spec: JobSpec, width: int) -> Generation:
     return form(1, slots)
 
 
-def trainer_of(spec: JobSpec, folder: Path, group: Group, width: int) -> Trainer:
+def trainer_of(spec: JobSpec, folder: Path, group: Group, width: int, device: str = "cpu") -> Trainer:
     """A worker's trainer, with first values."""
     part = spec.train
     assert part is not None
     corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, folder)
-    state, generation = TrainState(part.model), generation_of(spec, width)
+    state, generation = TrainState(part.model, device), generation_of(spec, width)
     state.fresh(generation.members[group.rank].slot.experts, part.seed)
     return Trainer(spec, state, Batches(corpus, part.seed, part.sequence_length), group, generation)
 
 
 class Peer:
-    """transformers' Mixtral with torch's fused AdamW."""
+    """transformers' Mixtral with torch's fused AdamW; `dtype`: of its parameters."""
 
-    def __init__(self, sizes: Sizes, experts: str) -> None:
+    def __init__(self, sizes: Sizes, experts: str, dtype: torch.dtype = torch.float32) -> None:
         from transformers import MixtralConfig, MixtralForCausalLM
 
         config = MixtralConfig(
@@ -94,22 +114,26 @@ class Peer:
             hidden_size=sizes.hidden,
             intermediate_size=sizes.expert,
             num_hidden_layers=sizes.layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.heads,
             num_local_experts=sizes.experts,
             num_experts_per_tok=2,
             use_cache=False,
         )
         config._experts_implementation = experts
         config._attn_implementation = "sdpa"
-        self.model = MixtralForCausalLM(config).train()
+        self.model = MixtralForCausalLM(config).train().to(sizes.device, dtype)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
-        self._ids = torch.randint(0, 1024, (sizes.batch, sizes.length))
+        self._ids = torch.randint(0, 1024, (sizes.batch, sizes.length), device=sizes.device)
+        is_mixed = sizes.precision == "bfloat16" and dtype == torch.float32
+        self.precision = partial(torch.autocast, sizes.device, torch.bfloat16, enabled=is_mixed)
 
     def step(self) -> None:
         """One training step."""
         self._optimizer.zero_grad(set_to_none=True)
-        self.model(input_ids=self._ids, labels=self._ids).loss.backward()
+        with self.precision():
+            loss = self.model(input_ids=self._ids, labels=self._ids).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
 
@@ -124,6 +148,8 @@ class Clock:
         """Seconds of one call."""
         started = self._now()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return self._now() - started
 
     def medians(self, rounds: int, *works: Callable[[], Any]) -> list[float]:
@@ -134,40 +160,55 @@ class Clock:
         return [statistics.median(seconds) for seconds in zip(*took, strict=True)]
 
 
-def fastest_peer(sizes: Sizes, clock: Clock) -> tuple[str, Peer]:
-    """The peer with the experts implementation that takes the shortest step."""
-    peers = {name: Peer(sizes, name) for name in PEER_EXPERTS}
-    seconds = {name: clock.medians(2, peer.step)[0] for name, peer in peers.items()}
+def fastest_peer(sizes: Sizes, clock: Clock, dtype: torch.dtype) -> tuple[str, Peer]:
+    """The peer with the experts implementation that takes the shortest step, of those that run at all."""
+    seconds = {}
+    for name in PEER_EXPERTS:
+        try:
+            seconds[name] = clock.medians(2, Peer(sizes, name, dtype).step)[0]
+        except (RuntimeError, ValueError) as error:
+            print(f"transformers' {name} does not run with {dtype} parameters: {str(error)[:200]}")
     name = min(seconds, key=lambda known: seconds[known])
-    return name, peers[name]
+    return name, Peer(sizes, name, dtype)
 
 
-def steps(sizes: Sizes, folder: Path, clock: Clock) -> Row:
+def steps(sizes: Sizes, folder: Path, clock: Clock) -> list[Row]:
     """Tokens a second of whole steps."""
-    trainer = trainer_of(sizes.spec(), folder, Group(object(), 0, 1), 1)
-    name, peer = fastest_peer(sizes, clock)
-    ours, theirs = clock.medians(sizes.rounds, lambda: trainer.step(Signals()), peer.step)
-    figure = f"training step, {sizes.experts} experts"
-    peer_name = f"transformers Mixtral ({name})"
-    return row(figure, "tokens/s", sizes.tokens / ours, peer_name, sizes.tokens / theirs, at_least=1.2, of="ratio")
+    trainer = trainer_of(sizes.spec(), folder, Group(object(), 0, 1), 1, sizes.device)
+    figure, rows = f"training step, {sizes.experts} experts, {sizes.precision}", []
+    for dtype in dict.fromkeys((torch.float32, getattr(torch, sizes.precision))):
+        name, peer = fastest_peer(sizes, clock, dtype)
+        ours, theirs = clock.medians(sizes.rounds, lambda: trainer.step(Signals()), peer.step)
+        peer_name = f"transformers Mixtral ({name}, {str(dtype).removeprefix('torch.')} parameters)"
+        rates = (sizes.tokens / ours, peer_name, sizes.tokens / theirs)
+        rows.append(row(figure, "tokens/s", *rates, at_least=1.2, of="ratio"))
+    if sizes.device != "cpu":
+        share = (sizes.flops / ours, "one 8192-wide product", peak_flops(sizes.device, clock))
+        rows.append(row(f"share of the card's peak, {sizes.experts} experts", "FLOP/s", *share))
+    return rows
+
+
+def peak_flops(device: str, clock: Clock) -> float:
+    """Of a large product in bfloat16."""
+    a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 10 * 2 * 8192**3 / clock.medians(5, lambda: [a @ b for _ in range(10)])[0]
 
 
 def blocks(sizes: Sizes, clock: Clock) -> list[Row]:
     """Tokens a second of one routed block, forward and backward."""
     spec = sizes.spec()
     assert spec.train is not None
-    state = TrainState(spec.train.model)
+    state, dtype = TrainState(spec.train.model, sizes.device), getattr(torch, sizes.precision)
     state.fresh(all_items(sizes.layers, sizes.experts), 0)
-    executor = ExpertParallel(
-        Group(object(), 0, 1), generation_of(spec, 1), state.weights(), (sizes.layers, sizes.experts)
-    )
+    shape = (sizes.layers, sizes.experts)
+    executor = ExpertParallel(Group(object(), 0, 1), generation_of(spec, 1), state.weights(), shape, dtype)
     mine = state.model.model.layers[0].mlp
-    x = torch.randn(sizes.tokens, sizes.hidden)
-    peers = {name: Peer(sizes, name).model.model.layers[0].mlp for name in ("grouped_mm", "eager")}
-    works = [_forward_backward(lambda x_TD: mine(x_TD, 0, executor), x)]
+    x = torch.randn(sizes.tokens, sizes.hidden, device=sizes.device, dtype=dtype)
+    peers = {name: Peer(sizes, name, dtype).model.model.layers[0].mlp for name in ("grouped_mm", "eager")}
+    works = [_forward_backward(lambda x_TD: mine(x_TD, executor), x)]
     works += [_forward_backward(lambda x_TD, block=block: block(x_TD.unsqueeze(0)), x) for block in peers.values()]
     ours, grouped, eager = (sizes.tokens / s for s in clock.medians(sizes.rounds, *works))
-    where = f"routed block forward and backward, {sizes.experts} experts"
+    where = f"routed block forward and backward, {sizes.experts} experts, {sizes.precision}"
     return [
         row(where, "tokens/s", ours, "transformers grouped_mm", grouped, at_least=1.0, of="ratio"),
         row(where, "tokens/s", ours, "transformers eager", eager, at_least=15.0, of="ratio"),
@@ -175,7 +216,7 @@ def blocks(sizes: Sizes, clock: Clock) -> list[Row]:
 
 
 def _forward_backward(block: Callable[[Tensor], Tensor], x_TD: Tensor) -> Callable[[], None]:
-    return lambda: block(x_TD.clone().requires_grad_()).square().sum().backward()
+    return lambda: block(x_TD.clone().requires_grad_()).float().square().sum().backward()
 
 
 def _member(spec_json: str, folder: str, port: int, rank: int, width: int, rounds: int, threads: int, out: Any) -> None:
@@ -223,18 +264,22 @@ def widths(sizes: Sizes, folder: Path) -> list[Row]:
 def main() -> None:
     """Measure and publish."""
     parser = argument_parser(__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time in single-process figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     small = {"hidden": 128, "expert": 256, "layers": 2, "batch": 4, "length": 64, "rounds": 3} if options.quick else {}
+    if options.device == "cuda":
+        small = ON_GPU | ({"layers": 2, "rounds": 3} if options.quick else {})
     clock = Clock(options.cpu_time)
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as name:
         folder = Path(name)
-        rows = [steps(Sizes(experts, **small), folder, clock) for experts in (8, 32)]
+        rows = [r for experts in (8, 32) for r in steps(Sizes(experts, **small), folder, clock)]
         rows += [r for experts in (8, 32) for r in blocks(Sizes(experts, **small), clock)]
-        rows += widths(Sizes(8, **small), folder)
+        if options.device == "cpu":
+            rows += widths(Sizes(8, **small), folder)
     publish("train", rows, options.json)
 
 

@@ -124,6 +124,10 @@ class TrainPart(Part):
     sequence_length: Annotated[int, Field(ge=2, le=1_000_000)] = 128
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     optimizer: Optimizer = Optimizer()
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="of matrix products; parameters, optimiser state and sums over workers are float32 or wider",
+    )
     snapshot_every: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=8, description="steps between in-memory snapshots"
     )
@@ -148,7 +152,7 @@ class TrainPart(Part):
         functions = [name for name in ("function", "pickled") if value.get(name) is not None]
         if not functions:
             return value
-        builtin = ("preset", "model", "tokenizer", "eval_data", "start")
+        builtin = ("preset", "model", "tokenizer", "eval_data", "start", "precision")
         given = [name for name in builtin if value.get(name) is not None]
         if given or len(functions) > 1:
             raise ValueError(

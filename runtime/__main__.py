@@ -90,6 +90,7 @@ def _run(ray_head: RayHead, settings: SiteSettings, ready_file: Path | None) -> 
         asyncio.run(_until_told(ray_head, head, settings, ready_file))
     except (SessionRefused, ConnectionError) as error:
         print(f"site {settings.name}: {error}", file=sys.stderr)
+        ray_driver.disconnect()  # while the head answers: Ray kills a driver whose head has gone
         if not ray_head.was_found:
             ray_head.stop(head)
         return REFUSED if isinstance(error, SessionRefused) else FAILED

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def fused(x_ND: Tensor, counts: Sequence[int], experts: Sequence[ExpertWeights]) -> Tensor:
     """Outputs (N, D) of rows sorted by expert, `counts[e]` rows for `experts[e]`, of which there is at least one.
 
-    The backward pass adds to each matrix's `.grad`, which must be there. `x_ND` must depend on something that wants a
+    Products are in the type of `x_ND`, whatever that of the experts. The backward pass adds to each matrix's `.grad`,
+    which must be there. `x_ND` must depend on something that wants a
     gradient, as the backward pass is not run otherwise.
     """
     return _Fused.apply(x_ND, counts, experts)
@@ -38,10 +39,10 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, counts: Sequence[int], experts: Sequence[ExpertWeights]) -> Tensor:
         y_ND = torch.empty_like(x_ND)
         hidden_N2F = x_ND.new_empty(x_ND.shape[0], experts[0].w1.shape[0])
-        for (w1, w2), x, hidden, y in _segments(experts, counts, x_ND, hidden_N2F, y_ND):
-            torch.mm(x, w1.t(), out=hidden)
+        for expert, x, hidden, y in _segments(experts, counts, x_ND, hidden_N2F, y_ND):
+            torch.mm(x, expert.w1.to(x.dtype).t(), out=hidden)
             gate, value = hidden.chunk(2, dim=1)
-            torch.mm(silu(gate).mul_(value), w2.t(), out=y)
+            torch.mm(silu(gate).mul_(value), expert.w2.to(x.dtype).t(), out=y)
         ctx.save_for_backward(x_ND, hidden_N2F)
         ctx.counts, ctx.experts = counts, experts
         return y_ND
@@ -59,14 +60,21 @@ class _Fused(torch.autograd.Function):
 def _segment_backward(expert: ExpertWeights, x: Tensor, hidden: Tensor, grad: Tensor, dx: Tensor) -> None:
     gate, value = hidden.chunk(2, dim=1)
     active = silu(gate)
-    expert.w2.grad.addmm_(grad.t(), active * value)
-    d_product = torch.mm(grad, expert.w2)
+    _add_product(expert.w2.grad, grad.t(), active * value)
+    d_product = torch.mm(grad, expert.w2.to(grad.dtype))
     d_hidden = torch.empty_like(hidden)
     d_gate, d_value = d_hidden.chunk(2, dim=1)
     torch.mul(d_product, active, out=d_value)
     torch.ops.aten.silu_backward.grad_input(d_product.mul_(value), gate, grad_input=d_gate)
-    expert.w1.grad.addmm_(d_hidden.t(), x)
-    torch.mm(d_hidden, expert.w1, out=dx)
+    _add_product(expert.w1.grad, d_hidden.t(), x)
+    torch.mm(d_hidden, expert.w1.to(grad.dtype), out=dx)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(torch.mm(a, b))
 
 
 def _segments(experts: Sequence[ExpertWeights], counts: Sequence[int], *by_row: Tensor) -> Any:

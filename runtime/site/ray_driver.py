@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from runtime.site.head import Head, auth_settings
 
@@ -29,10 +30,10 @@ def connect(head: Head) -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster; detached actors go on. Blocking."""
-    import ray
-
-    ray.shutdown()
+    """Leave the cluster if this process has joined it; detached actors go on. Blocking."""
+    ray = sys.modules.get("ray")
+    if ray is not None:
+        ray.shutdown()
 
 
 def _prepare_environment(head: Head) -> None:

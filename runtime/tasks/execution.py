@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -59,11 +60,12 @@ async def execute(
     standard_input: bytes,
     timeout_s: float | None,
     on_line: Callable[[str], None],
-    watched: Callable[[int, bool], None],
+    tell: Callable[[int], None],
 ) -> Outcome:
-    """Run the arguments to their end. `watched(group, True)` before anything can go wrong, `(group, False)` after.
+    """Run the arguments to their end: `tell(group)` before the command's first instruction, `tell(0)` after its last.
 
-    Nothing that it started in its process group is left, however it ends.
+    Nothing that it started in its process group is left, however it ends. The new process itself calls `tell(group)`:
+    this one may be killed before it has learnt the number.
     """
     began_s = time.monotonic()
     try:
@@ -75,16 +77,17 @@ async def execute(
             env=environment,
             cwd=folder,
             start_new_session=True,
+            preexec_fn=lambda: tell(os.getpid()),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        tell(0)
         return Outcome("failed", time.monotonic() - began_s, error=f"{arguments[0]} cannot be started: {error}")
-    watched(process.pid, True)
     out, err = Tail(on_line), Tail(on_line)
     try:
         late = await _run(process, standard_input, timeout_s, out, err)
     finally:
         _kill_group(process.pid)
-        watched(process.pid, False)
+        tell(0)
     fault = f"ran longer than timeout_s ({timeout_s:g} s)" if late else _fault(process.returncode, err.text())
     state = "failed" if fault else "done"
     seconds = time.monotonic() - began_s

@@ -1,7 +1,7 @@
-"""Kills what a runner's commands left when the runner is gone, even by SIGKILL. Run as a script by the runner.
+"""Kills what a runner's command left when the runner is gone, even by SIGKILL. Run as a script by the runner.
 
-The runner says `+GROUP` when it starts a command and `-GROUP` when it has ended; the end of input is the runner's end.
-It is no child of the runner, since Ray kills an actor's children with it, and their own children not.
+It reads lines: the process group of the command that begins, or 0 when it has ended; the end of input is the runner's
+end. It is no child of the runner, since Ray kills an actor's children with it, and their own children not.
 """
 
 import contextlib
@@ -11,14 +11,13 @@ import sys
 
 
 def main() -> None:
-    """Leave the parent, then keep the list of process groups; at the end of input, SIGKILL them."""
+    """Leave the parent, then remember the running command; at the end of input, SIGKILL its process group."""
     if os.fork():
         return
-    groups: set[int] = set()
+    group = 0
     for line in sys.stdin:
-        change = groups.add if line[0] == "+" else groups.discard
-        change(int(line[1:]))
-    for group in groups:
+        group = int(line)
+    if group:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
 

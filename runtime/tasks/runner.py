@@ -78,7 +78,7 @@ class Runner:
             standard_input,
             self._work.timeout_s,
             self._lines.append,
-            self._watch,
+            self._tell_guard,
         )
 
     def _folder(self) -> str | None:
@@ -93,7 +93,7 @@ class Runner:
             names["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         return {**kept, **names}
 
-    def _watch(self, group: int, starts: bool) -> None:
+    def _tell_guard(self, group: int) -> None:
+        """Called from the new process too, hence no buffer and no lock."""
         assert self._guard.stdin is not None
-        self._guard.stdin.write(f"{'+' if starts else '-'}{group}\n".encode())
-        self._guard.stdin.flush()
+        os.write(self._guard.stdin.fileno(), f"{group}\n".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -20,21 +21,24 @@ def learning_rate(options: Optimizer, step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def update(piece: Flat, options: Optimizer, rate: float, updates: int, gradient_scale: float) -> None:
-    """One update, the `updates`-th (from 1) of this piece, with its gradient scaled (clipping)."""
+def update(pieces: Sequence[Flat], options: Optimizer, rate: float, updates: int, gradient_scale: float) -> None:
+    """One update, the `updates`-th (from 1), of pieces of one device, with their gradients scaled (clipping)."""
+    device = pieces[0].grad.device
     # torch divides by this scale, in the same pass over the memory
-    scale = None if gradient_scale == 1.0 else torch.tensor(1 / gradient_scale, device=piece.grad.device)
-    count = torch.tensor(float(updates), device=piece.grad.device)
-    for decay, part in ((options.weight_decay, slice(piece.decayed)), (0.0, slice(piece.decayed, None))):
-        value, mean, square = ([row] for row in piece.buffer[:, part])
-        if value[0].numel():
+    scale = None if gradient_scale == 1.0 else torch.tensor(1 / gradient_scale, device=device)
+    count = torch.tensor(float(updates), device=device)
+    decayed = [(piece, slice(piece.decayed)) for piece in pieces if piece.decayed]
+    others = [(piece, slice(piece.decayed, None)) for piece in pieces if piece.decayed < piece.grad.numel()]
+    for decay, parts in ((options.weight_decay, decayed), (0.0, others)):
+        if parts:
+            value, mean, square = ([piece.buffer[row, part] for piece, part in parts] for row in range(3))
             torch._fused_adamw_(
                 value,
-                [piece.grad[part]],
+                [piece.grad[part] for piece, part in parts],
                 mean,
                 square,
                 [],
-                [count],
+                [count] * len(parts),
                 lr=rate,
                 beta1=options.betas[0],
                 beta2=options.betas[1],

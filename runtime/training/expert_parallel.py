@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.moe.experts import ExpertId, ExpertWeights, group_by_expert, inverse, permute, spread, weigh
-from runtime.moe.fused_experts import fused
+from runtime.moe.grouped_experts import kernel_for
 from runtime.training.generation import Generation
 from runtime.training.group import Group
 
@@ -22,10 +22,16 @@ class ExpertParallel:
     """The `ExpertExecutor` of a training worker. Every member must call it, tokens or not."""
 
     def __init__(
-        self, group: Group, generation: Generation, experts: Mapping[ExpertId, ExpertWeights], shape: tuple[int, int]
+        self,
+        group: Group,
+        generation: Generation,
+        experts: Mapping[ExpertId, ExpertWeights],
+        shape: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`shape`: layers, experts per layer."""
+        """`shape`: layers, experts per layer. `dtype`: of what is sent and multiplied; results are in it too."""
         self._group = group
+        self._dtype = dtype
         layers, per_layer = shape
         self._layers = [_Layout.of(generation, layer, per_layer, group.rank) for layer in range(layers)]
         self._experts = [[experts[layer, e] for e in self._layers[layer].mine] for layer in range(layers)]
@@ -33,6 +39,7 @@ class ExpertParallel:
     def __call__(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """See `runtime.moe.experts.ExpertExecutor`. Raises `PeerLost`."""
         layout = self._layers[layer]
+        x_TD = x_TD.to(self._dtype)
         # 1. sort pairs by (owner, expert)
         grouped = group_by_expert(layout.place.to(expert_ids_TK.device)[expert_ids_TK], len(layout.place))
         # 2. say how many come, then send them
@@ -43,15 +50,25 @@ class ExpertParallel:
         receive = arriving_WE.sum(dim=1).tolist()
         x_MD = _AllToAll.apply(spread(x_TD, grouped, expert_ids_TK.shape[1]), self._group, send, receive)
         # 3. bring pairs of one expert together, run, undo
-        labels_M = torch.arange(len(layout.mine)).repeat(self._group.size).repeat_interleave(arriving_WE.flatten())
-        order_M = torch.argsort(labels_M, stable=True).to(x_MD.device)
         counts = arriving_WE.sum(dim=0).tolist()
-        y_MD = permute(x_MD, order_M)
-        if self._experts[layer]:
-            y_MD = fused(y_MD, counts, self._experts[layer])
+        y_MD = (
+            self._run_unsorted(layer, x_MD, arriving_WE, counts)
+            if self._group.size > 1
+            else self._run(layer, x_MD, counts)
+        )
         # 4. send back and sum
-        y_ND = _AllToAll.apply(permute(y_MD, inverse(order_M)), self._group, receive, send)
-        return weigh(y_ND, grouped, weights_TK)
+        return weigh(_AllToAll.apply(y_MD, self._group, receive, send), grouped, weights_TK)
+
+    def _run_unsorted(self, layer: int, x_MD: Tensor, arriving_WE: Tensor, counts: list[int]) -> Tensor:
+        """Rows in the order (sender, expert, token), outputs too."""
+        workers, mine = arriving_WE.shape
+        labels_M = torch.arange(mine).repeat(workers).repeat_interleave(arriving_WE.flatten())
+        order_M = torch.argsort(labels_M.to(x_MD.device), stable=True)
+        return permute(self._run(layer, permute(x_MD, order_M), counts), inverse(order_M))
+
+    def _run(self, layer: int, x_MD: Tensor, counts: list[int]) -> Tensor:
+        experts = self._experts[layer]
+        return kernel_for(x_MD)(x_MD, counts, experts) if experts else x_MD
 
 
 class _Layout:

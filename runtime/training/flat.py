@@ -33,10 +33,6 @@ class Flat:
                 parameter.grad = self.grad[start:end].view(parameter.shape)
             start = end
 
-    def squared_gradient(self) -> float:
-        """Sum of squares of the gradient."""
-        return float(torch.linalg.vector_norm(self.grad, dtype=torch.float64)) ** 2
-
 
 class DensePiece:
     """Parameters as one `Flat`: matrices first (decayed), then norms and biases."""
@@ -93,5 +89,10 @@ def expert_buffer(config: ModelConfig, weights: ExpertWeights | None = None, dev
 
 def zero_gradients(pieces: Sequence[Flat]) -> None:
     """Before a backward pass: gradients accumulate in place."""
-    for piece in pieces:
-        piece.grad.zero_()
+    if pieces:
+        torch._foreach_zero_([piece.grad for piece in pieces])
+
+
+def squared_gradients(pieces: Sequence[Flat]) -> Tensor:
+    """Each piece's sum of squares of its gradient, (pieces,), float64, left on their device."""
+    return torch.stack(torch._foreach_norm([piece.grad for piece in pieces], 2, torch.float64)).square()

@@ -84,7 +84,8 @@ def _trunk(
             for block, x_TD, packing, table in zip(blocks, xs, packings, tables, strict=True)
         ]
         normed = [block.post_attention_layernorm(x_TD) for block, x_TD in zip(blocks, xs, strict=True)]
-        routes = [block.mlp.gate(x_TD) for block, x_TD in zip(blocks, normed, strict=True)]
+        with torch.autocast(xs[0].device.type, enabled=False):  # which expert a token takes hangs on the last bits
+            routes = [block.mlp.gate(x_TD) for block, x_TD in zip(blocks, normed, strict=True)]
         ids_TK, weights_TK = (torch.cat(part) for part in zip(*routes, strict=True))
         y_TD = executor(layer, torch.cat(normed), ids_TK, weights_TK)
         xs = [x_TD + y for x_TD, y in zip(xs, y_TD.split([len(x) for x in xs]), strict=True)]

@@ -1,4 +1,7 @@
-"""One process group of a switch or generation: gloo on CPU, NCCL on GPU, rendezvous through a TCP store.
+"""One process group of a switch or generation: gloo on CPU, NCCL on GPU as well, rendezvous through a TCP store.
+
+Tensors in host memory, and state that moves from worker to worker, always go through gloo. Collectives on GPU tensors
+go through NCCL, except where two workers share a GPU, which NCCL refuses: then through host memory too.
 
 Groups are objects, not torch's global one, so an old and a new group can live side by side. When any call raises
 `PeerLost` the caller closes its group at once: that breaks the connections, and so tells everyone else.
@@ -21,6 +24,7 @@ from torch import Tensor
 
 CONNECT_S = 20.0
 """Longest wait for the participants of a switch to come together."""
+_CONNECT = timedelta(seconds=CONNECT_S)
 COLLECTIVE_S = 180.0
 """Longest that a healthy worker may keep the others waiting; a hung one is killed by the controller long before."""
 
@@ -37,8 +41,18 @@ def open_store(address: str) -> Any:
 class Group:
     """Workers that talk in collectives. Not thread-safe; calls must be made in the same order by all members."""
 
-    def __init__(self, process_group: Any, rank: int, size: int) -> None:
+    def __init__(
+        self,
+        process_group: Any,
+        rank: int,
+        size: int,
+        nccl: Any = None,
+        is_called_off: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_called_off` is asked while NCCL is waited for, which does not see that a peer died."""
         self._group = process_group
+        self._nccl = nccl
+        self._is_called_off = is_called_off
         self.rank = rank
         self.size = size
         self.bytes_received = 0
@@ -53,17 +67,25 @@ class Group:
         address: str,
         device: torch.device,
         cancelled: Callable[[], bool],
+        is_called_off: Callable[[], bool] = lambda: False,
     ) -> Group:
         """Meet the others under `prefix`. Raises `PeerLost` if they do not come or `cancelled()` turns true."""
+
+        def make() -> tuple[Any, Any]:
+            store = dist.PrefixStore(prefix, dist.TCPStore(*store_at, is_master=False, timeout=_CONNECT))
+            return _gloo(store, rank, size, address), _nccl(store, rank, size, device)
+
         try:
-            made = _unless(cancelled, lambda: _process_group(store_at, prefix, rank, size, address, device))
+            gloo, nccl = _unless(cancelled, make)
         except (RuntimeError, ValueError) as error:
             raise PeerLost(f"could not form the group {prefix} of {size}: {_first_line(error)}") from error
-        return Group(made, rank, size)
+        return Group(gloo, rank, size, nccl, is_called_off)
 
     def close(self) -> None:
         """Drop the connections; whoever waits for this worker gets `PeerLost`."""
-        self._group = None
+        if self._nccl is not None:
+            self._nccl.abort()
+        self._group = self._nccl = None
 
     @property
     def is_open(self) -> bool:
@@ -76,36 +98,45 @@ class Group:
             return
         options = dist.AllreduceOptions()
         options.reduceOp = op
-        self._wait(lambda group: group.allreduce([x], options))
+        near = self._near(x)
+        self._wait(near, lambda group: group.allreduce([near], options))
+        if near is not x:
+            x.copy_(near)
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Every member's `x`, stacked in rank order, (size, ...)."""
-        parts = [torch.empty_like(x) for _ in range(self.size)]
         if self.size == 1:
             return x.unsqueeze(0)
-        self._wait(lambda group: group.allgather([parts], [x]))
-        return torch.stack(parts)
+        near = self._near(x)
+        parts = [torch.empty_like(near) for _ in range(self.size)]
+        self._wait(near, lambda group: group.allgather([parts], [near]))
+        return torch.stack(parts).to(x.device)
 
     def all_to_all(self, x: Tensor, send_rows: Sequence[int], receive_rows: Sequence[int]) -> Tensor:
         """Rows to each member in rank order; returns the rows from each, in rank order."""
         if self.size == 1:
             return x
-        out = x.new_empty((sum(receive_rows), *x.shape[1:]))
+        near = self._near(x.contiguous())
+        out = near.new_empty((sum(receive_rows), *x.shape[1:]))
         options = dist.AllToAllOptions()
         send, receive = list(send_rows), list(receive_rows)
-        self._wait(lambda group: group.alltoall_base(out, x.contiguous(), receive, send, options))
-        return out
+        self._wait(near, lambda group: group.alltoall_base(out, near, receive, send, options))
+        return out.to(x.device)
 
     def exchange(self, sends: Sequence[tuple[Tensor, int, int]], receives: Sequence[tuple[Tensor, int, int]]) -> None:
         """Point to point, all at once: (tensor, peer rank, tag). Tensors are contiguous; both sides know the shapes."""
-        works = []
+        arriving = [x if x.is_cpu else torch.empty_like(x, device="cpu") for x, _, _ in receives]
+        leaving = [x.cpu() for x, _, _ in sends]  # kept until they have left
         try:
-            works = [self._open.recv([x], peer, tag) for x, peer, tag in receives]
-            works += [self._open.send([x], peer, tag) for x, peer, tag in sends]
+            works = [self._open.recv([x], peer, tag) for x, (_, peer, tag) in zip(arriving, receives, strict=True)]
+            works += [self._open.send([x], peer, tag) for x, (_, peer, tag) in zip(leaving, sends, strict=True)]
             for work in works:
                 work.wait()
         except RuntimeError as error:
             raise PeerLost(_first_line(error)) from None
+        for arrived, (x, _, _) in zip(arriving, receives, strict=True):
+            if arrived is not x:
+                x.copy_(arrived)
         self.bytes_received += sum(x.nbytes for x, _, _ in receives)
 
     def barrier(self) -> None:
@@ -118,13 +149,29 @@ class Group:
             raise PeerLost("the group is closed")
         return self._group
 
-    def _wait(self, start: Callable[[Any], Any]) -> None:
+    def _near(self, x: Tensor) -> Tensor:
+        """`x` where a collective can take it: itself, or a copy in host memory."""
+        return x if self._nccl is not None else x.cpu()
+
+    def _wait(self, x: Tensor, start: Callable[[Any], Any]) -> None:
+        if x.is_cuda:
+            torch.cuda.current_stream().synchronize()  # what is computed before it is no waiting
         started = time.monotonic()
         try:
-            start(self._open).wait()
+            if x.is_cuda:
+                self._wait_for_nccl(start(self._nccl))
+            else:
+                start(self._open).wait()
         except RuntimeError as error:
             raise PeerLost(_first_line(error)) from None
         self.waited_s += time.monotonic() - started
+
+    def _wait_for_nccl(self, work: Any) -> None:
+        while not work.is_completed():
+            if self._is_called_off():
+                raise PeerLost("the generation was called off")
+            time.sleep(0)  # gives the lock to the thread that hears of it
+        work.wait()
 
 
 def _unless(cancelled: Callable[[], bool], make: Callable[[], Any]) -> Any:
@@ -147,17 +194,21 @@ def _unless(cancelled: Callable[[], bool], make: Callable[[], Any]) -> Any:
     raise PeerLost("the switch was called off")
 
 
-def _process_group(
-    store_at: tuple[str, int], prefix: str, rank: int, size: int, address: str, device: torch.device
-) -> Any:
-    connect = timedelta(seconds=CONNECT_S)
-    store = dist.PrefixStore(prefix, dist.TCPStore(*store_at, is_master=False, timeout=connect))
-    if device.type == "cuda":
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=COLLECTIVE_S)
-        return dist.ProcessGroupNCCL(store, rank, size, options)
+def _nccl(store: Any, rank: int, size: int, device: torch.device) -> Any:
+    """None where there is no use for it, or two members share a GPU."""
+    if device.type != "cuda" or size == 1:
+        return None
+    store.set(f"gpu/{rank}", str(torch.cuda.get_device_properties(device).uuid))
+    if len({store.get(f"gpu/{other}") for other in range(size)}) < size:
+        return None
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=COLLECTIVE_S)
+    return dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
+
+
+def _gloo(store: Any, rank: int, size: int, address: str) -> Any:
     options = dist.ProcessGroupGloo._Options()
-    options._timeout = connect
+    options._timeout = _CONNECT
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     group = dist.ProcessGroupGloo(store, rank, size, options)
     group.set_timeout(timedelta(seconds=COLLECTIVE_S))

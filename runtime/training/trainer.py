@@ -19,7 +19,7 @@ from protocol.jobspec import JobSpec
 from runtime.moe.routers import SigmoidBiasRouter
 from runtime.training.adamw import clip_scale, learning_rate, update
 from runtime.training.expert_parallel import ExpertParallel
-from runtime.training.flat import zero_gradients
+from runtime.training.flat import squared_gradients, zero_gradients
 from runtime.training.generation import Generation
 from runtime.training.grains import Replica, grain_count, losses
 from runtime.training.group import Group
@@ -74,7 +74,7 @@ class Stepper:
         told = self._tell(signals, computed_s)
         state.dense.flat.grad.copy_(self._gradient_P)
         loss = float(self._losses_N.sum()) * self._loss_scale
-        squared_norm = state.dense.flat.squared_gradient() + float(self._squared_norms_LE.sum())
+        squared_norm = float(squared_gradients([state.dense.flat])[0] + self._squared_norms_LE.sum())
         is_finite = math.isfinite(loss) and math.isfinite(squared_norm)
         if is_finite:
             self._update(squared_norm)
@@ -97,8 +97,7 @@ class Stepper:
         part, position = self._part, self._state.position
         rate = learning_rate(part.optimizer, position.step, part.steps)
         scale = clip_scale(squared_norm, part.optimizer.clip_norm)
-        for piece in self._state.pieces():
-            update(piece, part.optimizer, rate, position.step - position.skipped + 1, scale)
+        update(self._state.pieces(), part.optimizer, rate, position.step - position.skipped + 1, scale)
 
 
 class Trainer(Stepper):
@@ -110,7 +109,7 @@ class Trainer(Stepper):
         shape = (state.config.layers, state.config.experts)
         super().__init__(spec, state, group, shape)
         self._batches = batches
-        self._executor = ExpertParallel(group, generation, state.weights(), shape)
+        self._executor = ExpertParallel(group, generation, state.weights(), shape, getattr(torch, self._part.precision))
         self._balanced = [m for m in state.model.modules() if isinstance(m, SigmoidBiasRouter)]
         self._replicas = [Replica(state.model, state.dense) for _ in range(max(len(self._mine), 1))]
         self._loss_scale = 1 / (self._part.global_batch * self._part.sequence_length)
@@ -137,14 +136,17 @@ class Trainer(Stepper):
         zero_gradients([piece.flat for piece in state.experts.values()])
         for turn in range(part.accumulate):
             self._add_losses(self._losses_N, self._batches, step, *share(part.global_batch, part.accumulate, turn))
-        for key, piece in state.experts.items():
-            self._squared_norms_LE[key] = piece.flat.squared_gradient()
+        if state.experts:
+            layers, experts = zip(*state.experts, strict=True)
+            pieces = [piece.flat for piece in state.experts.values()]
+            self._squared_norms_LE[list(layers), list(experts)] = squared_gradients(pieces)
 
     def _add_losses(self, sums_N: Tensor, batches: Batches, step: int, start: int, stop: int) -> None:
         """Samples `start` to `stop` of a step, forward, and backward where gradients are wanted."""
         parts = [share(stop - start, self._grains, grain) for grain in self._mine]
         rows = [batches.rows(step, start + a, start + b).to(self._state.device) for a, b in parts]
-        sums = losses(self._replicas, rows, self._run_experts, self._state.config.hidden_size)
+        with torch.autocast(self._state.device, torch.bfloat16, enabled=self._part.precision == "bfloat16"):
+            sums = losses(self._replicas, rows, self._run_experts, self._state.config.hidden_size)
         if torch.is_grad_enabled():
             (torch.stack(sums).sum() * self._loss_scale).backward()
             for replica in self._replicas:

@@ -145,7 +145,7 @@ class TrainWorker:
             standing,
             self._part.seed,
             self._slot.address,
-            lambda: self._orders.is_over(switch.number),
+            self._orders,
         )
         self._since_switch = 0
         facts = {"number": switch.number, "step": self.step, "bytes": entry.bytes_received}

@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def runs_at(width: int, job: Job) -> bool:
-    return job.state == "running" and job.width == width and job.step > 0
+    """Runs so wide, and the rescale that made it so is on its record: progress may be told first."""
+    settled = bool(job.rescales) and job.rescales[-1].width == width
+    return job.state == "running" and job.width == width and job.step > 0 and settled
 
 
 def test_a_submit_that_was_acknowledged_survives_a_crash(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from protocol.jobspec import JobSpec, parse
 from runtime.site.controller import Assignment, LeaseKey, WorkerSlot
 from runtime.tasks.controller import TaskController
 from tests.tasks.local_actors import LocalActors
+from tests.tasks.processes import until_dead
 from tests.tasks.recorder import Recorder
 
 
@@ -36,12 +36,6 @@ def slot(worker: str, node: str) -> WorkerSlot:
 
 def assignment(job_spec: JobSpec, revision: int, *slots: WorkerSlot, **more: Any) -> Assignment:
     return Assignment("job-1", revision, slots, more.pop("cause", "start"), spec=job_spec, **more)
-
-
-async def until_dead(pid: int, limit_s: float = 30.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while is_alive(pid):  # noqa: ASYNC110  another process kills it
-            await asyncio.sleep(0.02)
 
 
 class Job:
@@ -79,10 +73,6 @@ async def until_file(path: Path, limit_s: float = 30.0) -> str:
 
 def content(path: Path) -> str:
     return path.read_text() if path.exists() else ""
-
-
-def is_alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}") and ") Z " not in Path(f"/proc/{pid}/stat").read_text()
 
 
 async def test_every_item_ends_with_exactly_one_line_and_its_own_output(job: Job, tmp_path: Path) -> None:

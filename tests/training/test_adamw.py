@@ -25,7 +25,7 @@ def test_updates_equal_those_of_torch() -> None:
             gradient = torch.randn(mine.shape, generator=generator)
             mine.grad.copy_(gradient)
             other.grad = gradient * 0.5
-        update(piece, options, 0.01, step, gradient_scale=0.5)
+        update([piece], options, 0.01, step, gradient_scale=0.5)
         reference.step()
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.allclose(mine, other, atol=1e-6)
