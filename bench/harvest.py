@@ -93,7 +93,7 @@ SUMMIT, PROMETHEUS = "summit-2021-02-days0-9.idle.csv.gz", "prometheus-2022-03-1
 SLICES = (
     Slice("Summit", SUMMIT, 0, 10, 2),
     Slice("Prometheus", PROMETHEUS, 0, 1),
-    Slice("KTH", "KTH-SP2-1996-2.swf.gz", 20, 48, 30),
+    Slice("KTH", "KTH-SP2-1996-2.swf.gz", 20, 48, 27),
     Slice("Theta", "ALCF-Theta-2022.swf.gz", 20, 34, 23),
 )
 QUICK = (Slice("Summit", SUMMIT, 1, 1.03), Slice("Prometheus", PROMETHEUS, 0, 0.1))

@@ -47,11 +47,15 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """The width of each job, in the order of the demands, what all of them together are worth, and at most could be."""
+    """The width of each job, in the order of the demands, what all of them together are worth, and at most could be.
+
+    `price` is that of one device: what more or less of them would be worth, about.
+    """
 
     widths: tuple[int, ...]
     value: float
     bound: float
+    price: float = 0.0
 
     @property
     def gap(self) -> float:
@@ -63,7 +67,7 @@ def allocate(demands: Sequence[Demand], capacity: int) -> Allocation | None:
     """The best widths that fit in `capacity`; None if not even the narrowest fit."""
     if not demands:
         return Allocation((), 0.0, 0.0)
-    choices = _choices(demands, capacity)
+    choices = choices_of(demands, capacity)
     dual = lowest_bound(choices, capacity) if choices else None
     if choices is None or dual is None:
         return None
@@ -71,10 +75,10 @@ def allocate(demands: Sequence[Demand], capacity: int) -> Allocation | None:
     choice_J, is_exact = _search(choices, dual, choice_J, capacity)
     value = _value(choices, choice_J)
     widths = tuple(choices.width[choice_J].tolist())
-    return Allocation(widths, value, value if is_exact else max(value, dual.bound))
+    return Allocation(widths, value, value if is_exact else max(value, dual.bound), dual.price)
 
 
-def _choices(demands: Sequence[Demand], capacity: int) -> Choices | None:
+def choices_of(demands: Sequence[Demand], capacity: int) -> Choices | None:
     """All widths that fit in the capacity on their own; None if a job has none."""
     parts: list[Floats] = []
     for demand in demands:

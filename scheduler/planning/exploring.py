@@ -17,7 +17,8 @@ from dataclasses import replace
 
 from scheduler.domain.jobs import Job, JobKind
 from scheduler.domain.plan import Withheld
-from scheduler.planning.admission import Admission, Claim, admit
+from scheduler.planning.admission import Admission, admit
+from scheduler.planning.claims import Claim
 from scheduler.planning.view import PoolKey, View
 
 SHARE = 0.01
@@ -57,7 +58,7 @@ def has_more_to_show(job: Job, now_s: float) -> bool:
 def _target(claim: Claim, now_s: float) -> int | None:
     """The width to visit: a step down for a job that is settled, or where the job is for that already."""
     job, standing = claim.standing.job, claim.standing
-    if job.kind is not JobKind.TRAIN or job.deadline_s is not None or standing.is_forced:
+    if job.kind is not JobKind.TRAIN or job.deadline_s is not None or standing.is_forced or claim.is_move:
         return None
     target = _next_of(job, min(claim.width, job.width), claim.floor_width, now_s)
     is_settled = target == job.width or not standing.in_flight

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import LeaseState
@@ -16,11 +16,12 @@ from scheduler.domain.jobs import Assignment, WorkerSlot
 from scheduler.domain.plan import Assign, Plan, Release, Snapshot, Step, Unplaced, Withheld
 from scheduler.domain.reasons import Reason
 from scheduler.planning import why
-from scheduler.planning.admission import Admission, Claim
+from scheduler.planning.admission import Admission
+from scheduler.planning.claims import Claim
 from scheduler.planning.exploring import admit_exploring
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.placement import Ground
-from scheduler.planning.shaping import Shape, count_leavers, host_experts, shape
+from scheduler.planning.shaping import Shape, count_leavers, host_experts, move, shape
 from scheduler.planning.view import PoolKey, Spot, Standing, View, look
 
 Admit = Callable[[View, tuple[Withheld, ...]], Admission]
@@ -85,6 +86,8 @@ def _cause(standing: Standing, slots: tuple[WorkerSlot, ...]) -> str:
         return "loss"
     if any(slot.worker not in kept for slot in standing.leaving):
         return "reclaim"
+    if slots and standing.staying and not any(slot.worker in kept for slot in standing.staying):
+        return "move"
     width = standing.job.width
     return "grow" if len(slots) > width else "shrink" if len(slots) < width else "move"
 
@@ -104,13 +107,25 @@ def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
     expected = {key: pool.emptying for key, pool in view.pools.items()}
     ground = Ground(view.leases, Lasting(view.terms.now_s, view.terms.outlooks.values()))
     for claim in claims:
-        expected[claim.pool] += count_leavers(claim)
+        expected[claim.pool] += 0 if claim.is_move else count_leavers(claim)
     for claim in sorted(claims, key=lambda c: c.standing.order[1:]):
-        shaped = shape(claim, free[claim.pool], expected[claim.pool], ground)
+        claim, shaped = _shape(claim, free, expected, ground)
         if shaped.taken:
             taken = {spot.id for spot in shaped.taken}
             free[claim.pool] = [spot for spot in free[claim.pool] if spot.id not in taken]
         _give(claim, shaped, view, draft)
+
+
+def _shape(
+    claim: Claim, free: Mapping[PoolKey, list[Spot]], expected: Mapping[PoolKey, int], ground: Ground
+) -> tuple[Claim, Shape]:
+    """The job's workers; where it is, if there is no room yet in the pool that it is to move to."""
+    if claim.is_move:
+        moved = move(claim, free[claim.pool], ground)
+        if moved or not claim.home:
+            return claim, moved or Shape(None)
+        claim = claim.home
+    return claim, shape(claim, free[claim.pool], expected[claim.pool], ground)
 
 
 def _give(claim: Claim, shaped: Shape, view: View, draft: _Draft) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scheduler.domain.cluster import Lease, LeaseKey
 from scheduler.domain.jobs import ExpertId, Job, ModelShape, Role, RoleNeed, WorkerSlot
-from scheduler.planning.admission import Claim
+from scheduler.planning.claims import Claim
 from scheduler.planning.experts import assign_copies, assign_owners
 from scheduler.planning.fit import expert_slots, worker_bytes
 from scheduler.planning.placement import Ground, choose_leavers, choose_spots
@@ -86,6 +86,13 @@ def shape(claim: Claim, free: Sequence[Spot], expected: int, ground: Ground) -> 
     if job.assignment and slots == list(job.assignment.workers):
         return Shape(job.assignment.workers)
     return Shape(host_experts(job, slots, ground.leases), tuple(taken))
+
+
+def move(claim: Claim, free: Sequence[Spot], ground: Ground) -> Shape | None:
+    """All of the job's workers anew on `free` spots of another pool; None if they do not all fit there now."""
+    arriving = replace(claim.standing, staying=(), leaving=(), lost=())
+    shaped = shape(replace(claim, standing=arriving), free, 0, ground)
+    return shaped if len(shaped.taken) == claim.width else None
 
 
 def _new_slots(job: Job, role: Role, spots: Sequence[Spot], first: int) -> list[WorkerSlot]:

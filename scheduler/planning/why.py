@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from scheduler.domain.jobs import Job
@@ -36,10 +37,13 @@ def too_large(job: Job, pools: list[Pool]) -> Reason:
     return Reason("model_too_large", message, "Raise the width's max, use a smaller model, or lend larger devices.")
 
 
-def no_capacity(job: Job, pool: Pool, needed: int, promised: int) -> Reason:
-    """Too few devices; `promised` are taken by jobs that come first."""
+def no_capacity(job: Job, pool: Pool, needed: int, promised: int, others: Sequence[Pool] = ()) -> Reason:
+    """Too few devices; `promised` are taken by jobs that come first. `others`: where there is even less room."""
     site, kind = pool.key
     message = f"job {job.id} needs {needed} {kind} devices at site {site}: {_inventory(pool, promised)}."
+    if others:
+        places = ", ".join(f"{kind} at {site}" for site, kind in sorted(pool.key for pool in others))
+        message += f" There is no more room elsewhere ({places})."
     remedy = "It starts when nodes are lent or freed; or lower the width's min, or cancel another job."
     return Reason("no_capacity", message, remedy)
 
