@@ -237,7 +237,8 @@ def progressed(r: Records, e: events.JobProgressed) -> None:
         return
     kind_curves = learn_kind(job.kind_curves, _kind_of(r, job), job.curve, e.width, e.rate)
     curve = learn_rate(job.curve, e.width, e.rate)
-    r.put(replace(job, progress=progress, curve=curve, kind_curves=kind_curves), quiet=True)
+    is_news = e.width not in dict(job.curve)  # who was narrowed to be measured may grow again
+    r.put(replace(job, progress=progress, curve=curve, kind_curves=kind_curves), quiet=not is_news)
 
 
 def _kind_of(r: Records, job: Job) -> str:

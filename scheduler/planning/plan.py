@@ -16,8 +16,9 @@ from scheduler.domain.jobs import Assignment, WorkerSlot
 from scheduler.domain.plan import Assign, Plan, Release, Snapshot, Step, Unplaced, Withheld
 from scheduler.domain.reasons import Reason
 from scheduler.planning import why
-from scheduler.planning.admission import Admission, admit
+from scheduler.planning.admission import Admission
 from scheduler.planning.claims import Claim
+from scheduler.planning.exploring import admit_exploring
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.placement import Ground
 from scheduler.planning.shaping import Shape, count_leavers, host_experts, move, shape
@@ -27,7 +28,7 @@ Admit = Callable[[View, tuple[Withheld, ...]], Admission]
 """Decides who runs and how wide; where their workers go is not its business."""
 
 
-def plan(snapshot: Snapshot, admit: Admit = admit) -> Plan:
+def plan(snapshot: Snapshot, admit: Admit = admit_exploring) -> Plan:
     """What to change, and why what does not run does not. Nothing to change, no steps."""
     view = look(snapshot)
     draft = _Draft()
