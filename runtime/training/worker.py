@@ -241,6 +241,7 @@ class TrainWorker:
         assert group is not None
         assert self._batches is not None
         rank, width = group.rank, group.size
+        self._tell("finishing")
         self._writer.wait()
         if rank == 0:
             shutil.rmtree(partial_folder(output), ignore_errors=True)
