@@ -193,9 +193,9 @@ class TrainController:
         if self._flight is not None:
             self._flight.hear(worker, {"kind": "lost"})
         self._reports.worker(self._job, link.slot, "lost", reason)
-        await link.dismiss()  # if it only seems dead, it must not come back
         if self._generation is not None and worker in self._generation.workers:
             await call_off(self._generation.number, self._generation.workers, self._links)
+        await link.dismiss()  # if it only seems dead, it must not come back
 
     async def _lose_hung(self) -> None:
         """Only of a generation that trains: a first step loads code, and a worker that joins may be alone in it."""

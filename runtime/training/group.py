@@ -23,6 +23,8 @@ CONNECT_S = 20.0
 """Longest wait for the participants of a switch to come together."""
 COLLECTIVE_S = 180.0
 """Longest that a healthy worker may keep the others waiting; a hung one is killed by the controller long before."""
+LOOK_S = 0.1
+"""How often whoever waits looks whether the wait was called off."""
 
 
 class PeerLost(Exception):
@@ -37,8 +39,13 @@ def open_store(address: str) -> Any:
 class Group:
     """Workers that talk in collectives. Not thread-safe; calls must be made in the same order by all members."""
 
-    def __init__(self, process_group: Any, rank: int, size: int) -> None:
+    def __init__(
+        self, process_group: Any, rank: int, size: int, called_off: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Once `called_off()`, nobody waits any more: a peer hangs, and its connections may stay open for long."""
         self._group = process_group
+        self._called_off = called_off
+        self._is_stuck = False  # a call was left while it went on
         self.rank = rank
         self.size = size
         self.bytes_received = 0
@@ -53,17 +60,20 @@ class Group:
         address: str,
         device: torch.device,
         cancelled: Callable[[], bool],
+        called_off: Callable[[], bool] = lambda: False,
     ) -> Group:
         """Meet the others under `prefix`. Raises `PeerLost` if they do not come or `cancelled()` turns true."""
         try:
             made = _unless(cancelled, lambda: _process_group(store_at, prefix, rank, size, address, device))
         except (RuntimeError, ValueError) as error:
             raise PeerLost(f"could not form the group {prefix} of {size}: {_first_line(error)}") from error
-        return Group(made, rank, size)
+        return Group(made, rank, size, called_off)
 
     def close(self) -> None:
         """Drop the connections; whoever waits for this worker gets `PeerLost`."""
-        self._group = None
+        last, self._group = [self._group], None
+        if self._is_stuck:  # its end waits for the peer that hangs
+            threading.Thread(target=last.clear, name="end of a group", daemon=True).start()
 
     @property
     def is_open(self) -> bool:
@@ -102,8 +112,7 @@ class Group:
         try:
             works = [self._open.recv([x], peer, tag) for x, peer, tag in receives]
             works += [self._open.send([x], peer, tag) for x, peer, tag in sends]
-            for work in works:
-                work.wait()
+            _unless(self._called_off, lambda: [work.wait() for work in works])
         except RuntimeError as error:
             raise PeerLost(_first_line(error)) from None
         self.bytes_received += sum(x.nbytes for x, _, _ in receives)
@@ -121,10 +130,31 @@ class Group:
     def _wait(self, start: Callable[[Any], Any]) -> None:
         started = time.monotonic()
         try:
-            start(self._open).wait()
+            self._finish(start(self._open))
         except RuntimeError as error:
             raise PeerLost(_first_line(error)) from None
         self.waited_s += time.monotonic() - started
+
+    def _finish(self, work: Any) -> None:
+        """Wait for a call's end. Raises RuntimeError if it failed, `PeerLost` if it was called off."""
+        if not isinstance(self._group, dist.ProcessGroupGloo):
+            work.wait()  # NCCL takes a limit for a failure
+            return
+        while not _ends_within(work, LOOK_S):
+            if self._called_off():
+                self._is_stuck = True
+                raise PeerLost("a peer does not answer, and the others were told not to wait for it")
+
+
+def _ends_within(work: Any, seconds: float) -> bool:
+    """Whether a gloo call has succeeded by then. Raises RuntimeError if it failed."""
+    try:
+        work.wait(timedelta(seconds=seconds))
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()  # raises again what it failed with, if it did
+    return True
 
 
 def _unless(cancelled: Callable[[], bool], make: Callable[[], Any]) -> Any:

@@ -5,7 +5,6 @@ Until everyone has everything, nobody's live state changes; a switch that breaks
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from runtime.training.checkpoints import MANIFEST, read_items
 from runtime.training.generation import DENSE, Generation, Item, Switch
 from runtime.training.group import Group
+from runtime.training.orders import Orders
 from runtime.training.snapshots import Snapshots
 from runtime.training.state import Position, TrainState
 
@@ -53,12 +53,10 @@ class _Supply:
     position: Position | None  # None: it holds nothing of the source
 
 
-def enter(
-    switch: Switch, worker: str, standing: Standing, seed: int, address: str, cancelled: Callable[[], bool]
-) -> Entry:
+def enter(switch: Switch, worker: str, standing: Standing, seed: int, address: str, orders: Orders) -> Entry:
     """Become part of (or leave) the switch's generation. Raises `PeerLost` with live state as it was."""
     supply = _supply(switch, worker, standing, seed)
-    union = _union(switch, worker, standing, address, cancelled)
+    union = _union(switch, worker, standing, address, orders)
     standing.group = union  # so that whoever closes this standing breaks the switch for the others too
     before = union.bytes_received
     position = _agree(union, supply.position)
@@ -70,7 +68,7 @@ def enter(
         return Entry(False, moved)
     _take_over(switch, worker, standing, supply, received, position)
     if switch.participants != switch.generation.workers:
-        standing.group = _connect(switch, "members", switch.generation.workers, worker, address, standing, cancelled)
+        standing.group = _connect(switch, "members", switch.generation.workers, worker, address, standing, orders)
         union.close()
     return Entry(True, moved)
 
@@ -103,11 +101,11 @@ def _from_checkpoint(folder: Path, experts: tuple) -> _Supply:
     return _Supply(read_items(folder, (DENSE, *experts)), Position(manifest["step"], manifest["skipped"]))
 
 
-def _union(switch: Switch, worker: str, standing: Standing, address: str, cancelled: Callable[[], bool]) -> Group:
+def _union(switch: Switch, worker: str, standing: Standing, address: str, orders: Orders) -> Group:
     group, generation = standing.group, standing.generation
     if group is not None and group.is_open and generation is not None and switch.participants == generation.workers:
         return group  # nobody joins: the old group serves for the hand-over
-    return _connect(switch, "all", switch.participants, worker, address, standing, cancelled)
+    return _connect(switch, "all", switch.participants, worker, address, standing, orders)
 
 
 def _connect(
@@ -117,11 +115,20 @@ def _connect(
     worker: str,
     address: str,
     standing: Standing,
-    cancelled: Callable[[], bool],
+    orders: Orders,
 ) -> Group:
     device = torch.device(standing.state.device)
     prefix = f"{switch.number}/{which}"
-    return Group.connect(switch.store, prefix, workers.index(worker), len(workers), address, device, cancelled)
+    return Group.connect(
+        switch.store,
+        prefix,
+        workers.index(worker),
+        len(workers),
+        address,
+        device,
+        cancelled=lambda: orders.is_over(switch.number),
+        called_off=lambda: orders.is_cancelled(switch.number),
+    )
 
 
 def _agree(union: Group, position: Position | None) -> Position:

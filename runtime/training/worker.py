@@ -139,14 +139,7 @@ class TrainWorker:
 
     def _enter(self, switch: Switch, standing: Standing) -> None:
         stopped_s, had_state = self._boundary_s, standing.has_state
-        entry = enter(
-            switch,
-            self._me,
-            standing,
-            self._part.seed,
-            self._slot.address,
-            lambda: self._orders.is_over(switch.number),
-        )
+        entry = enter(switch, self._me, standing, self._part.seed, self._slot.address, self._orders)
         self._since_switch = 0
         facts = {"number": switch.number, "step": self.step, "bytes": entry.bytes_received}
         if not entry.is_member:
