@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +24,16 @@ from runtime.training.trainer import HELD_OUT, Outcome, Signals, Trainer
 from tests.training.undisturbed import run_undisturbed, slots, tiny_spec
 
 
-def connect(store: object, rank: int, size: int, name: str = "all", over: bool = False) -> Group:
+def connect(
+    store: object,
+    rank: int,
+    size: int,
+    name: str = "all",
+    over: bool = False,
+    called_off: Callable[[], bool] = lambda: False,
+) -> Group:
     at = ("127.0.0.1", store.port)
-    return Group.connect(at, name, rank, size, "127.0.0.1", torch.device("cpu"), lambda: over)
+    return Group.connect(at, name, rank, size, "127.0.0.1", torch.device("cpu"), lambda: over, called_off)
 
 
 def run_width(spec: JobSpec, folder: Path, shares: list[int]) -> tuple[list[list[Outcome]], list[TrainState]]:
@@ -142,6 +151,29 @@ def test_a_member_that_leaves_breaks_the_others_wait() -> None:
             waiting.result(timeout=60)
     with pytest.raises(PeerLost, match="closed"):
         second.barrier()
+
+
+@pytest.mark.parametrize("what", ["collective", "exchange"])
+def test_nobody_waits_for_a_member_that_hangs_once_that_is_known(what: str) -> None:
+    store, is_known = open_store("127.0.0.1"), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        first, hanging = pool.map(lambda rank: connect(store, rank, 2, called_off=is_known.is_set), range(2))
+
+        def wait() -> None:
+            if what == "collective":
+                first.barrier()
+            else:
+                first.exchange([], [(torch.zeros(3), 1, 0)])
+
+        waiting = pool.submit(wait)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        is_known.set()
+        with pytest.raises(PeerLost, match=r"told not to wait|called off"):
+            waiting.result(timeout=60)
+    first.close()
+    assert not first.is_open
+    hanging.close()
 
 
 def test_waiting_for_somebody_who_does_not_come_can_be_called_off() -> None:
