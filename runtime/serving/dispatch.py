@@ -7,6 +7,7 @@ was last given to, in that attempt, and at the next position.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import itertools
 import logging
@@ -58,6 +59,7 @@ class Generation:
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
+    priority: int = 0  # smaller ones go first
     emitted: list[int] = field(default_factory=list)
     steps: asyncio.Queue[Step] = field(default_factory=asyncio.Queue)
     engine: str = ""
@@ -99,7 +101,7 @@ class Dispatcher:
         self._engines: dict[str, EngineLink] = {}
         self._ids = itertools.count(1)
         self._stalls: deque[tuple[float, float]] = deque()  # (when it ended, how long it was)
-        self.waiting: deque[Generation] = deque()
+        self.waiting: list[Generation] = []
         self.tokens = 0
         self.replays = 0
         self.progress_s = time.monotonic()
@@ -112,10 +114,10 @@ class Dispatcher:
         if len(self.waiting) + sequences > self._queue_limit + places:
             raise QueueFull(f"{len(self.waiting)} requests are waiting already, the limit is {self._queue_limit}")
 
-    def submit(self, prompt: tuple[int, ...], params: SamplingParams) -> Generation:
-        """Accept a sequence: from now on it is answered or its client told why not."""
-        generation = Generation(str(next(self._ids)), prompt, params)
-        self.waiting.append(generation)
+    def submit(self, prompt: tuple[int, ...], params: SamplingParams, priority: int = 0) -> Generation:
+        """Accept a sequence: from now on it is answered or its client told why not. Smaller priorities go first."""
+        generation = Generation(str(next(self._ids)), prompt, params, priority)
+        self._queue(generation)
         self._pump()
         return generation
 
@@ -162,11 +164,11 @@ class Dispatcher:
             link.task.cancel()
 
     def _take_back(self, link: EngineLink) -> None:
-        """Queue an engine's sequences first again, in their old order."""
-        for generation in sorted(link.active.values(), key=lambda g: int(g.id), reverse=True):
+        """Queue an engine's sequences again, each in its old place."""
+        for generation in link.active.values():
             generation.engine = ""
             self.replays += 1
-            self.waiting.appendleft(generation)
+            self._queue(generation)
         link.active.clear()
         self._pump()
 
@@ -211,7 +213,7 @@ class Dispatcher:
             if not links:
                 return
             link = min(links, key=lambda x: (len(x.active), x.name))
-            generation = self.waiting.popleft()
+            generation = self.waiting.pop(0)
             generation.engine, generation.attempt = link.name, generation.attempt + 1
             link.active[generation.key] = generation
             link.send(
@@ -253,7 +255,11 @@ class Dispatcher:
         if generation.faults >= MAX_FAULTS:
             self._end(generation, GenerationFailed(reason))
         else:
-            self.waiting.append(generation)
+            self._queue(generation)
+
+    def _queue(self, generation: Generation) -> None:
+        """By priority, then as they came: one that was under way comes before those that never were."""
+        bisect.insort(self.waiting, generation, key=lambda g: (g.priority, int(g.id)))
 
     def _end(self, generation: Generation, error: Exception | None) -> None:
         generation.finished = True

@@ -78,7 +78,7 @@ class Engine:
     def _emit(self, chunk: Chunk, logits_V: torch.Tensor) -> Emitted:
         sequence, params = chunk.sequence, chunk.sequence.params
         position = len(sequence.emitted)
-        sampled = sample(logits_V, params, position)
+        sampled = sample(logits_V, params, position, sequence.prompt, sequence.emitted)
         sequence.emitted.append(sampled.token)
         finish = "stop" if sampled.token in params.stop_ids else ""
         if not finish and len(sequence.emitted) >= params.max_tokens:

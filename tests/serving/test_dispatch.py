@@ -139,6 +139,21 @@ async def test_the_queue_is_bounded_and_served_in_order() -> None:
     await dispatcher.close()
 
 
+async def test_smaller_priorities_go_first_and_those_under_way_before_later_ones() -> None:
+    dispatcher, engine, other = _dispatcher(max_batch=1, queue_limit=9), ScriptedEngine(), ScriptedEngine()
+    dispatcher.set_engines({"a": await engine.start()})
+    running = dispatcher.submit(PROMPT, SamplingParams(2))
+    await engine.next_add(1)
+    patient, plain, urgent = (dispatcher.submit(PROMPT, SamplingParams(1), priority) for priority in (5, 0, -1))
+    assert dispatcher.waiting == [urgent, plain, patient]
+    await engine.die()
+    await _until(lambda: len(dispatcher.waiting) == 4)
+    assert dispatcher.waiting == [urgent, running, plain, patient]
+    dispatcher.set_engines({"b": await other.start()})
+    assert (await other.next_add(1))["id"] == f"{urgent.id}.1"
+    await dispatcher.close()
+
+
 async def test_a_request_on_which_engines_fail_is_given_back_not_passed_round_for_ever() -> None:
     dispatcher, engine = _dispatcher(), ScriptedEngine()
     dispatcher.set_engines({"a": await engine.start()})
