@@ -211,7 +211,7 @@ class Gateway:
 
     async def _health(self, http: HttpRequest) -> Response:
         counts = self._dispatcher.counts()
-        ready = counts["engines"] > 0
+        ready = counts["engines"] + counts["understudies"] > 0
         return JSONResponse({"status": "ok" if ready else "waiting for an engine", **counts}, 200 if ready else 503)
 
     async def _metrics(self, http: HttpRequest) -> Response:

@@ -15,18 +15,29 @@ import torch
 
 from runtime.moe.cache import SequenceCache
 from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder
-from runtime.moe.description import examine
+from runtime.moe.description import describe, examine
 from runtime.moe.experts import AnyExpert, cloned
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.dataplane import ExpertPlane
 from runtime.serving.engine import Engine, RemoteExperts
 from runtime.serving.engine_server import EngineServer
+from runtime.serving.pages import Pages
 from runtime.serving.routing import Address, ExpertId, Routing
 from runtime.serving.sequences import StepScheduler
 from runtime.serving.shard import ShardServer
 
 STEP_TOKENS = 256
 """Most tokens of one step: bounds how long running streams wait while a prompt is read."""
+
+
+MARGIN = 2.0
+"""An understudy must leave as much memory free as it takes."""
+
+
+def free_bytes() -> int:
+    """Memory of this machine that can be had without swapping."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 class FolderExperts:
@@ -65,8 +76,11 @@ class ShardWorker:
     """Hosts experts for one job."""
 
     def __init__(self, folder: str, secret: bytes, host: str) -> None:
+        self._folder, self._secret, self._host = folder, secret, host
         self._store = FolderExperts(Path(folder))
         self._server = ShardServer(self._store, secret, host)
+        self._understudy: EngineWorker | None = None
+        self._lock = threading.Lock()
         self._server.start()
 
     def load(self, experts: Iterable[ExpertId]) -> dict[str, Any]:
@@ -81,9 +95,26 @@ class ShardWorker:
         """Free experts that no table names any more."""
         self._store.drop([(layer, expert) for layer, expert in experts])
 
+    def understudy(self, max_batch: int, max_length: int) -> dict[str, Any] | None:
+        """Hold an engine as well, which stands by; see `EngineWorker.load`. None if memory is short."""
+        with self._lock:
+            if self._understudy is None and self._has_room(max_batch * max_length):
+                self._understudy = EngineWorker(self._folder, self._secret, self._host, max_batch, max_length)
+        return None if self._understudy is None else self._understudy.load()
+
+    def set_routing(self, epoch: int, shards: dict[str, Address], experts: dict[ExpertId, tuple[str, ...]]) -> bool:
+        """See `EngineWorker.set_routing`; of the one that stands by."""
+        return self._understudy is not None and self._understudy.set_routing(epoch, shards, experts)
+
     def status(self) -> dict[str, Any]:
         """What it holds and has done."""
-        return {"experts": len(self._store.loaded()), "calls": self._server.calls}
+        tokens = self._understudy.status()["tokens"] if self._understudy else 0
+        return {"experts": len(self._store.loaded()), "calls": self._server.calls, "tokens": tokens}
+
+    def _has_room(self, cache_tokens: int) -> bool:
+        config = describe(Path(self._folder)).config
+        needed = config.dense_parameters * 4 + config.cache_bytes(cache_tokens, 4)
+        return free_bytes() > MARGIN * needed
 
 
 class EngineWorker:
@@ -134,8 +165,8 @@ class EngineWorker:
         except (DamagedCheckpoint, OSError) as error:
             raise ModelUnusable(str(error)) from None
         config = model.config
-        scheduler = StepScheduler(
-            self._max_batch, STEP_TOKENS, self._max_batch * self._max_length, lambda: SequenceCache(config)
-        )
-        engine = Engine(model, RemoteExperts(self._plane), scheduler)
+        tokens = self._max_batch * self._max_length
+        pages = Pages(lambda capacity: SequenceCache(config, capacity), tokens, config.localised_filtering)
+        scheduler = StepScheduler(self._max_batch, STEP_TOKENS, tokens, pages.open)
+        engine = Engine(model, RemoteExperts(self._plane), scheduler, pages)
         return EngineServer(engine, config.vocab_size, self._secret, self._host)

@@ -32,7 +32,9 @@ def byte_tokenizer(vocab_size: int = 400) -> Tokenizer:
     return tokenizer
 
 
-def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, experts: int = 8, seed: int = 0) -> ModelConfig:
+def write_model(
+    folder: Path, *, hidden: int = 64, layers: int = 2, experts: int = 8, seed: int = 0, filters: bool = True
+) -> ModelConfig:
     """A random model, its weights spread wide enough that it does not say the same word for ever."""
     tokenizer = byte_tokenizer()
     config = ModelConfig(
@@ -43,6 +45,7 @@ def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, experts: int
         experts=experts,
         experts_per_token=2,
         expert_size=2 * hidden,
+        localised_filtering=filters,
     )
     model = MoeModel(config)
     initialise_dense(model, seed)

@@ -140,6 +140,17 @@ def test_a_killed_engines_streams_wait_for_the_next_one(world: World) -> None:
     assert 0 < stall_s < 60
 
 
+def test_a_shard_stands_in_for_a_killed_engine_until_the_next_one(world: World) -> None:
+    world.served.wait(lambda: world.served.call("job-1-gateway", "status")["understudies"], "an understudy")
+    victim = world.worker("engine")
+    assert world.stream(lambda: world.served.kill(victim.worker)) == world.reference
+    shards = [worker.worker for worker in world.workers if worker.role == "shard"]
+    assert sum(world.served.call(shard, "status")["tokens"] for shard in shards) > 0
+    world.served.wait(lambda: victim.worker in world.served.reports.workers("lost"), "the loss reported")
+    assert world.stream(lambda: world.replace(victim, "loss", lost_workers=(victim.worker,))) == world.reference
+    assert world.served.call(world.worker("engine").worker, "status")["tokens"] > 0
+
+
 def test_seeded_sampling_is_the_same_after_a_replay(world: World) -> None:
     wild = {"temperature": 1.3, "top_p": 0.95, "seed": 11}
     undisturbed = world.stream(**wild)
