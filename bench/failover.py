@@ -48,18 +48,19 @@ class Bench:
     """A served model on a cluster of its own."""
 
     def __init__(self, cluster: LocalCluster, job: str) -> None:
-        self._cluster, self._job = cluster, job
+        self.cluster, self._job = cluster, job
         self._reference: Streamed | None = None
 
     def settled(self) -> Job:
-        """The job at full width, every worker running and its last change done. Raises TimeoutError."""
+        """The job at full width, a shard standing by for its engine. Raises TimeoutError."""
         deadline_s = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline_s:
-            job = self._cluster.client.job(self._job)
+            job = self.cluster.client.job(self._job)
             if job.is_over:
                 raise RuntimeError(f"the job ended: {job.message}")
-            ready = sum(node.lease_state == "ready" for node in self._cluster.client.nodes())
-            if job.endpoint and job.state == "running" and job.width == 1 + SHARDS and ready == NODES:
+            ready = sum(node.lease_state == "ready" for node in self.cluster.client.nodes())
+            whole = job.endpoint and job.state == "running" and job.width == 1 + SHARDS and ready == NODES
+            if whole and job.metrics.get("understudies"):
                 return job
             time.sleep(0.2)
         raise TimeoutError(f"the job did not come back to full width within {PATIENCE_S:.0f} s")
@@ -92,16 +93,16 @@ class Bench:
 
     def _strike(self, node: str, what: str) -> None:
         if what == "reclaimed":
-            self._cluster.reclaim(node, GRACE_S)
+            self.cluster.reclaim(node, GRACE_S)
         else:
-            self._cluster.kill_node(node)
+            self.cluster.kill_node(node)
 
     def _mend(self, node: str, what: str) -> None:
         if what == "reclaimed":
-            self._await(lambda: not any(n.epoch and n.id == node for n in self._cluster.client.nodes()), "handed back")
-            self._cluster.lend(node)
+            self._await(lambda: not any(n.epoch and n.id == node for n in self.cluster.client.nodes()), "handed back")
+            self.cluster.lend(node)
         else:
-            self._cluster.start_agent(node)
+            self.cluster.start_agent(node)
 
     @staticmethod
     def _await(condition: Callable[[], bool], what: str) -> None:
