@@ -108,11 +108,11 @@ def disturb(cluster: LocalCluster, seconds: float, reclaim_every_s: float, kill_
         for event, at_s in list(due.items()):
             if now_s < at_s:
                 continue
-            due[event] = at_s + {"reclaim": reclaim_every_s, "kill": kill_every_s}[event]
             lent = [node.id for node in cluster.client.nodes() if node.lease_state == "ready" and node.workers]
             if len(lent) >= 3 and not away:
                 node = chance.choice(sorted(lent))
                 away.append((now_s + 0.5 * reclaim_every_s, strike(cluster, node, event)))
+                due[event] = now_s + {"reclaim": reclaim_every_s, "kill": kill_every_s}[event]
                 done[event] += 1
         for back in [entry for entry in away if entry[0] <= now_s]:
             away.remove(back)

@@ -7,18 +7,20 @@ What they return travels through Ray, so it is made of plain values. Faults of t
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from protocol.models import ModelConfig
 from runtime.moe.cache import SequenceCache
 from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder
 from runtime.moe.description import describe, examine
-from runtime.moe.experts import AnyExpert, cloned
+from runtime.moe.experts import AnyExpert, copied
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.dataplane import ExpertPlane
+from runtime.serving.device import Device
 from runtime.serving.engine import Engine, RemoteExperts
 from runtime.serving.engine_server import EngineServer
 from runtime.serving.pages import Pages
@@ -34,17 +36,12 @@ MARGIN = 2.0
 """An understudy must leave as much memory free as it takes."""
 
 
-def free_bytes() -> int:
-    """Memory of this machine that can be had without swapping."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
-
-
 class FolderExperts:
     """Experts of a model folder, read one by one when they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: Device) -> None:
         self._folder = folder
+        self._device = device
         self._experts: dict[ExpertId, AnyExpert] = {}
 
     def load(self, experts: Iterable[ExpertId]) -> int:
@@ -52,9 +49,9 @@ class FolderExperts:
         wanted = [expert for expert in experts if expert not in self._experts]
         if not wanted:
             return 0
-        with ModelFolder(self._folder) as folder:
+        with ModelFolder(self._folder, self._device.dtype) as folder:
             # copied, so that no call waits for the disk and the folder may be replaced
-            fresh = {key: cloned(folder.expert(key)) for key in wanted}
+            fresh = {key: copied(folder.expert(key), self._device.name) for key in wanted}
         self._experts = {**self._experts, **fresh}
         return sum(matrix.nbytes for weights in fresh.values() for matrix in weights)
 
@@ -69,7 +66,8 @@ class FolderExperts:
 
     def apply(self, layer: int, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
         """`x_ND` through one expert. Raises `KeyError` if it is not loaded."""
-        return self._experts[layer, expert](x_ND)
+        weights = self._experts[layer, expert]
+        return weights(x_ND.to(weights.w1.device, weights.w1.dtype)).to(x_ND.dtype)
 
 
 class ShardWorker:
@@ -77,7 +75,8 @@ class ShardWorker:
 
     def __init__(self, folder: str, secret: bytes, host: str) -> None:
         self._folder, self._secret, self._host = folder, secret, host
-        self._store = FolderExperts(Path(folder))
+        self._device = Device.here()
+        self._store = FolderExperts(Path(folder), self._device)
         self._server = ShardServer(self._store, secret, host)
         self._understudy: EngineWorker | None = None
         self._lock = threading.Lock()
@@ -113,8 +112,9 @@ class ShardWorker:
 
     def _has_room(self, cache_tokens: int) -> bool:
         config = describe(Path(self._folder)).config
-        needed = config.dense_parameters * 4 + config.cache_bytes(cache_tokens, 4)
-        return free_bytes() > MARGIN * needed
+        each = self._device.dtype.itemsize
+        needed = config.dense_parameters * each + config.cache_bytes(cache_tokens, each)
+        return self._device.free_bytes() > MARGIN * needed
 
 
 class EngineWorker:
@@ -126,6 +126,7 @@ class EngineWorker:
         self._host = host
         self._max_batch = max_batch
         self._max_length = max_length
+        self._device = Device.here()
         self._plane = ExpertPlane(secret)
         self._server: EngineServer | None = None
         self._lock = threading.Lock()
@@ -157,16 +158,18 @@ class EngineWorker:
             "tokens": server.tokens if server else 0,
         }
 
+    def _new_cache(self, config: ModelConfig) -> Callable[[int], SequenceCache]:
+        return lambda capacity: SequenceCache(config, capacity, self._device.name, self._device.dtype)
+
     def _build(self) -> EngineServer:
         try:
             examine(self._folder)
-            with ModelFolder(self._folder) as folder:
-                model = folder.dense_model()
+            with ModelFolder(self._folder, self._device.dtype) as folder:
+                model = folder.dense_model().to(self._device.name)
         except (DamagedCheckpoint, OSError) as error:
             raise ModelUnusable(str(error)) from None
-        config = model.config
-        tokens = self._max_batch * self._max_length
-        pages = Pages(lambda capacity: SequenceCache(config, capacity), tokens, config.localised_filtering)
+        config, tokens = model.config, self._max_batch * self._max_length
+        pages = Pages(self._new_cache(config), tokens, config.localised_filtering)
         scheduler = StepScheduler(self._max_batch, STEP_TOKENS, tokens, pages.open)
-        engine = Engine(model, RemoteExperts(self._plane), scheduler, pages)
+        engine = Engine(model, RemoteExperts(self._plane), scheduler, pages, self._device.name)
         return EngineServer(engine, config.vocab_size, self._secret, self._host)

@@ -60,11 +60,11 @@ def write_model(
     return config
 
 
-def greedy(folder: Path, prompt: list[int], count: int) -> list[int]:
+def greedy(folder: Path, prompt: list[int], count: int, dtype: torch.dtype = torch.float32) -> list[int]:
     """What the model says in one process, one token at a time, end tokens ignored: the reference."""
-    with ModelFolder(folder) as opened:
+    with ModelFolder(folder, dtype) as opened:
         model, experts = opened.dense_model(), opened.experts()
-    cache, said, part = SequenceCache(model.config), [], torch.tensor(prompt)
+    cache, said, part = SequenceCache(model.config, dtype=dtype), [], torch.tensor(prompt)
     for _ in range(count):
         token = int(model.extend([part], [cache], experts)[0].argmax())
         said.append(token)
