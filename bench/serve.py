@@ -1,6 +1,6 @@
 """Serving speed: our engine against transformers' `generate` and its continuous batching, and experts on three nodes.
 
-    python -m bench.serve [--gguf FILE] [--concurrency 1 8 32] [--rounds 3] [--device cuda] [--json FILE]
+    python -m bench.serve [--gguf FILE] [--concurrency 1 8 32] [--rounds 3] [--device cuda] [--cpu-time] [--json FILE]
 
 Models: SmolLM2-135M if `--gguf` is given (`bench.served_models` says where from), and a small random MoE in OLMoE's
 shape; fp32 on a CPU, bf16 on a GPU. All requests are there at once, with prompts of 16 to 160 tokens and answers of 16
@@ -12,6 +12,7 @@ over HTTP here: what is compared is the engines.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import sys
@@ -28,6 +29,8 @@ from bench.report import Row, argument_parser, publish, row
 from bench.served_models import olmoe, smollm2
 from bench.sharded import Sharded
 from runtime.moe.cache import SequenceCache
+from runtime.moe.experts import copied
+from runtime.moe.packed import packed, packed_expert
 from runtime.moe.reading import ModelFolder
 from runtime.serving.engine import Engine
 from runtime.serving.pages import Pages
@@ -62,11 +65,11 @@ class Ours:
     def __init__(self, folder: Path, device: str, executor: Any = None) -> None:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         with ModelFolder(folder, dtype) as opened:
-            self.model = opened.dense_model().to(device)
+            self.model = packed(opened.dense_model().to(device))
             self._experts = executor or opened.experts()
-        if executor is None and device != "cpu":
+        if executor is None:
             bank = self._experts.experts
-            bank.update({key: type(e)(*(part.to(device) for part in e)) for key, e in bank.items()})
+            bank.update({key: packed_expert(expert) or copied(expert, device) for key, expert in bank.items()})
         self._device, self._dtype = device, dtype
 
     def run(self, works: Sequence[Work]) -> list[list[int]]:
@@ -121,31 +124,33 @@ class Transformers:
         return [tokens[: work.answer] for tokens, work in zip(said, works, strict=True)]
 
 
-def rates(works: Sequence[Work], rounds: int, *ways: Callable[[Sequence[Work]], Any]) -> list[float]:
+def rates(
+    works: Sequence[Work], rounds: int, now: Callable[[], float], *ways: Callable[[Sequence[Work]], Any]
+) -> list[float]:
     """Answer tokens a second of each way, the median of alternating rounds after one to warm up."""
     tokens = sum(work.answer for work in works)
     took: list[list[float]] = [[] for _ in ways]
     for number in range(rounds + 1):
         for way, seconds in zip(ways, took, strict=True):
-            started = time.perf_counter()
+            started = now()
             way(works)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number:
-                seconds.append(time.perf_counter() - started)
+                seconds.append(now() - started)
     return [tokens / statistics.median(seconds) for seconds in took]
 
 
 def against_transformers(name: str, folder: Path, options: argparse.Namespace) -> list[Row]:
     """Ours and the peer at every concurrency."""
     ours, peer = Ours(folder, options.device), Transformers(folder, options.device)
-    rows = []
+    rows, now = [], time.process_time if options.cpu_time else time.perf_counter
     for count in options.concurrency:
         works = mixed(count, ours.model.config.vocab_size)
         ways: dict[str, Callable[[Sequence[Work]], Any]] = {"generate": peer.generate}
         if count > 1 and not options.no_continuous and _works(peer.continuous):
             ways["generate_batch"] = peer.continuous
-        mine, *theirs = rates(works, options.rounds, ours.run, *ways.values())
+        mine, *theirs = rates(works, options.rounds, now, ours.run, *ways.values())
         for way, rate in zip(ways, theirs, strict=True):
             goal = 1.3 if way == "generate_batch" else 1.0 if count == 1 else 2.0
             figure = f"{name}, {count} at once"
@@ -181,7 +186,7 @@ def on_three_nodes(name: str, folder: Path, options: argparse.Namespace) -> list
             torch.set_num_threads(threads)
             hop_s = shards.plane.hop_s - before_s
 
-        single, rate = rates(works, options.rounds, alone.run, sharded)
+        single, rate = rates(works, options.rounds, time.perf_counter, alone.run, sharded)
     seconds = sum(work.answer for work in works) / rate
     figure = f"{name}, 8 at once, experts on {SHARDS} nodes"
     return [
@@ -197,8 +202,13 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count this process's CPU time, where others compute too"
+    )
     parser.add_argument("--no-continuous", action="store_true", help="leave generate_batch out")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as name:
         moe = olmoe(Path(name))

@@ -18,6 +18,7 @@ from runtime.moe.cache import SequenceCache
 from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder
 from runtime.moe.description import describe, examine
 from runtime.moe.experts import AnyExpert, copied
+from runtime.moe.packed import PackedExpert, packed, packed_expert
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.dataplane import ExpertPlane
 from runtime.serving.device import Device
@@ -42,7 +43,7 @@ class FolderExperts:
     def __init__(self, folder: Path, device: Device) -> None:
         self._folder = folder
         self._device = device
-        self._experts: dict[ExpertId, AnyExpert] = {}
+        self._experts: dict[ExpertId, AnyExpert | PackedExpert] = {}
 
     def load(self, experts: Iterable[ExpertId]) -> int:
         """Have these experts too; the bytes read. Raises `DamagedCheckpoint`."""
@@ -50,10 +51,14 @@ class FolderExperts:
         if not wanted:
             return 0
         with ModelFolder(self._folder, self._device.dtype) as folder:
-            # copied, so that no call waits for the disk and the folder may be replaced
-            fresh = {key: copied(folder.expert(key), self._device.name) for key in wanted}
+            read, fresh = 0, {}
+            for key in wanted:
+                expert = folder.expert(key)
+                read += sum(matrix.nbytes for matrix in expert)
+                # copied, so that no call waits for the disk and the folder may be replaced
+                fresh[key] = packed_expert(expert) or copied(expert, self._device.name)
         self._experts = {**self._experts, **fresh}
-        return sum(matrix.nbytes for weights in fresh.values() for matrix in weights)
+        return read
 
     def drop(self, experts: Iterable[ExpertId]) -> None:
         """Free these experts' memory."""
@@ -67,7 +72,7 @@ class FolderExperts:
     def apply(self, layer: int, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
         """`x_ND` through one expert. Raises `KeyError` if it is not loaded."""
         weights = self._experts[layer, expert]
-        return weights(x_ND.to(weights.w1.device, weights.w1.dtype)).to(x_ND.dtype)
+        return weights(x_ND.to(self._device.name, self._device.dtype)).to(x_ND.dtype)
 
 
 class ShardWorker:
@@ -165,7 +170,7 @@ class EngineWorker:
         try:
             examine(self._folder)
             with ModelFolder(self._folder, self._device.dtype) as folder:
-                model = folder.dense_model().to(self._device.name)
+                model = packed(folder.dense_model().to(self._device.name))
         except (DamagedCheckpoint, OSError) as error:
             raise ModelUnusable(str(error)) from None
         config, tokens = model.config, self._max_batch * self._max_length
