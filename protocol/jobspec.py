@@ -222,6 +222,13 @@ class ServePart(Part):
 
     _paths = field_validator("model")(_safe_path)
 
+    @property
+    def roles(self) -> dict[Literal["engine", "shard"], Width]:
+        """How many workers of each role: a dense model, once its shape is known, has no shards."""
+        if self.shape is not None and not self.shape.expert_layers:
+            return {"engine": self.engines}
+        return {"engine": self.engines, "shard": self.shards}
+
     @model_validator(mode="after")
     def _closed_to_strangers(self) -> ServePart:
         if self.api_key is None and not _is_loopback(self.host):
@@ -305,14 +312,14 @@ class JobSpec(Part):
     def min_width(self) -> int:
         """Fewest workers that the job runs with."""
         if self.serve is not None:
-            return self.serve.engines.min + self.serve.shards.min
+            return sum(width.min for width in self.serve.roles.values())
         return (self.width or Width()).min
 
     @property
     def max_width(self) -> int:
         """Most workers that the job can use."""
         if self.serve is not None:
-            return self.serve.engines.max + self.serve.shards.max
+            return sum(width.max for width in self.serve.roles.values())
         return (self.width or Width()).max
 
 

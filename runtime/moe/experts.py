@@ -53,9 +53,9 @@ class ClampedExpert(NamedTuple):
 AnyExpert = ExpertWeights | ClampedExpert
 
 
-def cloned(expert: AnyExpert) -> AnyExpert:
-    """A copy in memory of its own."""
-    return type(expert)(*(tensor.clone() for tensor in expert))
+def copied(expert: AnyExpert, device: str) -> AnyExpert:
+    """A copy in memory of its own, on this device or another."""
+    return type(expert)(*(tensor.to(device, copy=True) for tensor in expert))
 
 
 class Grouped(NamedTuple):
