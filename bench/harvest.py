@@ -1,6 +1,9 @@
 """What Fallow harvests of recorded idle time, against the published optimum (BFTrainer, arXiv 2106.12091).
 
-    python -m bench.harvest --data ../shared/data --json FILE [--quick]
+    python -m bench.harvest --data ../shared/data --json FILE [--quick | --whole]
+
+By default some days of each trace, about twenty minutes of one core; `--whole` takes all of them, four times as long.
+Each replay that is done is told on standard error.
 
 1. Ten endless jobs of each mix on each trace, at the data's own rescale costs: the live planner, which is told nothing,
    against BFTrainer's optimum at whichever T_fwd = 60, 300, 600, 1800 s proves best on that trace afterwards.
@@ -9,6 +12,7 @@
 3. What notice before a reclaim is worth: the same with 0 to 120 s of grace.
 4. A served model with every expert twice on 16 nodes of Summit: how often every expert is live, and what has to be
    moved for that, against the same planner with the ages, cohorts and ends of all leases hidden from it.
+5. Jobs that come without any word on how they scale, on Summit, against the same with their true curves.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -69,6 +76,12 @@ class Slice:
     file: str
     from_day: float
     to_day: float
+    to_day_by_default: float | None = None  # None: all of it
+
+    def shortened(self, is_whole: bool, days: float) -> Slice:
+        """Up to where it is to be replayed."""
+        to_day = self.to_day if is_whole or self.to_day_by_default is None else self.to_day_by_default
+        return replace(self, to_day=min(to_day, self.from_day + days))
 
     def read(self, data: Path) -> Trace:
         """The trace, cut."""
@@ -78,10 +91,10 @@ class Slice:
 
 SUMMIT, PROMETHEUS = "summit-2021-02-days0-9.idle.csv.gz", "prometheus-2022-03-17.idle.csv.gz"
 SLICES = (
-    Slice("Summit", SUMMIT, 0, 10),
+    Slice("Summit", SUMMIT, 0, 10, 2),
     Slice("Prometheus", PROMETHEUS, 0, 1),
-    Slice("KTH", "KTH-SP2-1996-2.swf.gz", 20, 48),
-    Slice("Theta", "ALCF-Theta-2022.swf.gz", 20, 34),
+    Slice("KTH", "KTH-SP2-1996-2.swf.gz", 20, 48, 27),
+    Slice("Theta", "ALCF-Theta-2022.swf.gz", 20, 34, 23),
 )
 QUICK = (Slice("Summit", SUMMIT, 1, 1.03), Slice("Prometheus", PROMETHEUS, 0, 0.1))
 MIXES = {"ShuffleNet": "jobs_hps_shufflenet.json.gz", "ImageNet": "jobs_imagenet_imgps.json.gz"}
@@ -96,6 +109,13 @@ class Run:
     horizon_s: float | None = None
     physics: Physics = field(default_factory=Physics)
     grace_s: float = 0.0
+    curves_known: bool = True
+
+    def __str__(self) -> str:
+        policy = "live planner" if self.horizon_s is None else f"BFTrainer, T_fwd {self.horizon_s:g} s"
+        physics, unknown = self.physics, "" if self.curves_known else ", scaling unknown"
+        costs = "" if physics == Physics() else f", {physics.up_s:g}/{physics.down_s:g}/{physics.warmup_s:g} s"
+        return f"{self.trace}, {self.mix}, {policy}{costs}, {self.grace_s:g} s of grace{unknown}"
 
 
 _traces: dict[str, Trace] = {}
@@ -106,7 +126,9 @@ _mixes: dict[str, tuple[MixJob, ...]] = {}
 def harvest(run: Run) -> float:
     """Useful work as a share of the frictionless bound."""
     trace, mix = _traces[run.trace], _mixes[run.mix]
-    setting = Setting(parallel=PARALLEL, endless=True, physics=run.physics, grace_s=run.grace_s)
+    setting = Setting(
+        parallel=PARALLEL, endless=True, grace_s=run.grace_s, physics=run.physics, curves_known=run.curves_known
+    )
     with seldom_collecting():
         replay = Replayer(trace, mix, _planner(run, mix), setting).run()
     presences = [(r.job, r.admitted_s, replay.end_s) for r in replay.jobs]
@@ -162,6 +184,33 @@ def live_share(model: ServedModel, replay: Replay) -> float:
 
 # --- rows ------------------------------------------------------------------------------------------------------
 
+
+class Desk:
+    """Has replays made, each once, and tells of those that are done."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+        self._asked: dict[Run, Future[float]] = {}
+        self._began_s = time.perf_counter()
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def ask(self, run: Run) -> Future[float]:
+        """What comes of it."""
+        if run not in self._asked:
+            self._asked[run] = self._pool.submit(harvest, run)
+            self._asked[run].add_done_callback(lambda future: self._tell(run, future))
+        return self._asked[run]
+
+    def _tell(self, run: Run, future: Future[float]) -> None:
+        with self._lock:
+            self._done += 1
+        if not future.cancelled() and future.exception() is None:
+            passed_s = time.perf_counter() - self._began_s
+            count = f"{self._done}/{len(self._asked)}, {passed_s:.0f} s"
+            print(f"[{count}] {run}: {future.result():.4f}", file=sys.stderr, flush=True)
+
+
 Ask = Callable[[Run], Future[float]]
 
 
@@ -184,6 +233,25 @@ def published_costs(slices: Iterable[Slice], horizons_s: Sequence[float], ask: A
         return [*made, row(name, "of bound", means[0], "BFTrainer's optima", means[1], at_least=1.0, of="ratio")]
 
     return rows
+
+
+def unknown_curves(slices: Iterable[Slice], ask: Ask) -> Callable[[], list[Row]]:
+    """Rows of 5."""
+    cases = [(s.name, mix) for s in slices if s.name == "Summit" for mix in MIXES]
+    asked = [(case, ask(Run(*case, curves_known=False)), ask(Run(*case))) for case in cases]
+    lasts_a_day = any(s.name == "Summit" and s.to_day - s.from_day >= 1 for s in slices)
+    return lambda: [
+        row(
+            f"harvest, {case[0]}, {case[1]}, scaling unknown",
+            "of bound",
+            unknown.result(),
+            "true curves",
+            known.result(),
+            at_least=0.95 if lasts_a_day else None,  # in an hour there is little time to learn
+            of="ratio",
+        )
+        for case, unknown, known in asked
+    ]
 
 
 def runtime_costs(slices: Iterable[Slice], physics: Physics, ask: Ask) -> Callable[[], list[Row]]:
@@ -233,21 +301,19 @@ def serving(pool: ProcessPoolExecutor) -> Callable[[], list[Row]]:
 def main() -> None:
     """Replay everything, print the table, write the JSON."""
     options = _options()
-    slices = [replace(s, to_day=min(s.to_day, s.from_day + options.days)) for s in (QUICK if options.quick else SLICES)]
+    slices = [s.shortened(options.whole, options.days) for s in (QUICK if options.quick else SLICES)]
     _traces.update({s.name: s.read(options.data) for s in slices})
     _mixes.update({name: read_job_mix(options.data / "jobs" / file)[0] for name, file in MIXES.items()})
     physics = Physics(options.rescale_up_s, options.rescale_down_s, options.warmup_s)
     horizons_s = (300.0,) if options.quick else HORIZONS_S
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
-
-        def ask(run: Run) -> Future[float]:
-            return pool.submit(harvest, run)
-
+        ask = Desk(pool).ask
         parts = [
             published_costs(slices, horizons_s, ask),
             runtime_costs(slices, physics, ask),
             grace(slices, physics, (0.0, 30.0) if options.quick else GRACES_S, ask),
+            unknown_curves(slices, ask),
             serving(pool),
         ]
         publish("harvest", [made for part in parts for made in part()], options.json)
@@ -257,6 +323,7 @@ def _options() -> argparse.Namespace:
     parser = argument_parser("Fallow's planner and the published optimum on recorded idle time.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with traces/ and jobs/")
     parser.add_argument("--quick", action="store_true", help="some hours of two traces: about a minute")
+    parser.add_argument("--whole", action="store_true", help="all days of every trace: ninety minutes of one core")
     parser.add_argument("--days", type=float, default=float("inf"), help="at most so many days of each trace")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="replays at a time")
     parser.add_argument("--rescale-up-s", type=float, default=0.3, help="the runtime's stall on growth")

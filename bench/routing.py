@@ -1,17 +1,20 @@
 """Routing quality: attention against linear router, 8 against 32 experts, at the same compute per token.
 
-    python -m bench.routing --data FILE [FILE ...] [--steps N] [--seeds N] [--device cpu|cuda] [--json FILE]
+    python -m bench.routing --data FILE [FILE ...] [--steps N] [--seeds N] [--device D] [--at-once N] [--json FILE]
 
 Models in the manner of Yuan 2.0-M32, two experts per token, that differ in nothing else. The last tenth of every file
 is held out; each model is trained on the rest, with the job's own trainer, and its mean token loss on the held-out
 text is told in nats (the lower the better), a mean over seeds. Parameters, active parameters and FLOP are of a token.
+Runs that go on at once slow each other: their tokens a second compare only with each other.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,17 +116,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--at-once", type=int, default=1, help="runs that go on at the same time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as name:
         setting = Setting(options.steps, options.device, Path(name))
         split(options.data, setting.folder)
+        cases = [(experts, router, seed) for experts in EXPERTS for router in ROUTERS for seed in range(options.seeds)]
         told: dict[tuple[int, str], list[Trained]] = {}
-        for experts in EXPERTS:
-            for router in ROUTERS:
-                for seed in range(options.seeds):
-                    run = setting.run(setting.spec(router, experts, seed))
-                    told.setdefault((experts, router), []).append(run)
-                    print(f"{ROUTERS[router]}, {experts} experts, seed {seed}: {run.held_out:.4f} nats", flush=True)
+        with ProcessPoolExecutor(options.at_once, multiprocessing.get_context("spawn")) as pool:
+            specs = [setting.spec(router, experts, seed) for experts, router, seed in cases]
+            for (experts, router, seed), run in zip(cases, pool.map(setting.run, specs), strict=True):
+                told.setdefault((experts, router), []).append(run)
+                print(f"{ROUTERS[router]}, {experts} experts, seed {seed}: {run.held_out:.4f} nats", flush=True)
         base = statistics.mean(run.held_out for run in told[EXPERTS[0], "top_k"])
         rows = []
         for (experts, router), runs in told.items():

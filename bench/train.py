@@ -39,7 +39,7 @@ from runtime.training.text import Batches, load_corpus
 from runtime.training.trainer import Signals, Trainer
 
 PEER_EXPERTS = ("grouped_mm", "batched_mm", "eager")
-ON_GPU = {"hidden": 1024, "expert": 1024, "batch": 16, "length": 512, "heads": 16, "device": "cuda"}
+ON_GPU = {"hidden": 2048, "expert": 1024, "batch": 16, "length": 1024, "heads": 16, "device": "cuda"}
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -150,7 +152,7 @@ class TrainPart(Part):
         functions = [name for name in ("function", "pickled") if value.get(name) is not None]
         if not functions:
             return value
-        builtin = ("preset", "model", "tokenizer", "eval_data", "start", "precision")
+        builtin = ("preset", "model", "tokenizer", "eval_data", "start")
         given = [name for name in builtin if value.get(name) is not None]
         if given or len(functions) > 1:
             raise ValueError(
@@ -220,6 +222,13 @@ class ServePart(Part):
 
     _paths = field_validator("model")(_safe_path)
 
+    @property
+    def roles(self) -> dict[Literal["engine", "shard"], Width]:
+        """How many workers of each role: a dense model, once its shape is known, has no shards."""
+        if self.shape is not None and not self.shape.expert_layers:
+            return {"engine": self.engines}
+        return {"engine": self.engines, "shard": self.shards}
+
     @model_validator(mode="after")
     def _closed_to_strangers(self) -> ServePart:
         if self.api_key is None and not _is_loopback(self.host):
@@ -261,10 +270,31 @@ class JobSpec(Part):
         default=None, description="workers of a train or task job; a serve job has engines and shards"
     )
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    priority: Annotated[int, Field(ge=-5, le=5)] = Field(
+        default=0, description="each step doubles what its work counts"
+    )
+    deadline: AwareDatetime | None = Field(
+        default=None, description="when it is wanted: a time with its zone, such as 2026-12-01T18:00:00+01:00"
+    )
+    budget_device_hours: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        default=None, description="device-hours that it may use in all; then it waits"
+    )
     device_kinds: list[Name] = Field(default=[], description="kinds of device it can use; empty: any")
     train: TrainPart | None = None
     serve: ServePart | None = None
     task: TaskPart | None = None
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _moment(cls, value: Any) -> Any:
+        """YAML gives a time as such or as text, JSON as text; a time of day without its zone is no moment."""
+        try:
+            moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        except ValueError:
+            moment = None
+        if value is not None and not (isinstance(moment, datetime) and moment.tzinfo):
+            raise ValueError("must be a time with its zone, such as 2026-12-01T18:00:00+01:00")
+        return moment
 
     @model_validator(mode="after")
     def _part_matches_kind(self) -> JobSpec:
@@ -282,14 +312,14 @@ class JobSpec(Part):
     def min_width(self) -> int:
         """Fewest workers that the job runs with."""
         if self.serve is not None:
-            return self.serve.engines.min + self.serve.shards.min
+            return sum(width.min for width in self.serve.roles.values())
         return (self.width or Width()).min
 
     @property
     def max_width(self) -> int:
         """Most workers that the job can use."""
         if self.serve is not None:
-            return self.serve.engines.max + self.serve.shards.max
+            return sum(width.max for width in self.serve.roles.values())
         return (self.width or Width()).max
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +12,11 @@ import typer
 
 from fallow.cli import output
 from fallow.cli.output import JsonFlag
+from fallow.errors import FallowError
 
 if TYPE_CHECKING:
     from fallow.client import Client
-    from fallow.results import Job
+    from fallow.results import Job, Node
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or its name if only one live job has it.")]
 
@@ -66,18 +68,31 @@ def submit(
 def _check(file: Path, json: bool) -> None:
     from dataclasses import asdict
 
-    from fallow.model_folders import memory_need
+    from fallow.model_folders import fit, memory_need
     from fallow.specs import load_spec
 
     spec = load_spec(file)
     need = memory_need(spec.serve) if spec.serve is not None else None
+    nodes = _live_nodes() if need is not None else None
+    found = None if need is None or nodes is None else fit(spec, need, nodes)
     if json:
-        memory = {} if need is None else {"memory": asdict(need)}
+        memory = {"memory": asdict(need)} if need is not None else {}
+        memory |= {"fit": asdict(found)} if found is not None else {}
         output.print_json({"valid": True, "spec": spec.model_dump(mode="json", exclude_none=True), **memory})
         return
     print(f"{file}: a valid {spec.kind} job of width {spec.min_width} to {spec.max_width}")
-    for line in need.lines() if need is not None else []:
+    for line in [*(need.lines() if need is not None else []), *(found.lines() if found is not None else [])]:
         print(line)
+
+
+def _live_nodes() -> Sequence[Node] | None:
+    """The nodes of the scheduler that the context names; None where none can be asked."""
+    try:
+        with client() as c:
+            return c.nodes()
+    except FallowError as error:
+        print(f"Not compared with live nodes: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
 
 
 def run(

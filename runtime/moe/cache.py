@@ -5,10 +5,21 @@ L tokens held, G key and value heads, d head size, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from protocol.models import ModelConfig
+
+
+class CachePart(NamedTuple):
+    """Some consecutive tokens of a sequence's cache, in memory of their own."""
+
+    keys: Tensor  # (layers, G, T, d)
+    values: Tensor
+    filter_inputs: Tensor  # (layers, 2, D) after the part's last token; (0, 2, D) where that is not known or needed
 
 
 class SequenceCache:
@@ -26,7 +37,8 @@ class SequenceCache:
         self._keys = torch.empty(*shape, config.cache_key_size, device=device, dtype=dtype)
         self._values = torch.empty(*shape, config.cache_value_size, device=device, dtype=dtype)
         # [:, 0] is the input before the last, [:, 1] the last one
-        self.filter_inputs = torch.zeros(config.layers, 2, config.hidden_size, device=device, dtype=dtype)
+        filters = config.layers if config.localised_filtering else 0
+        self.filter_inputs = torch.zeros(filters, 2, config.hidden_size, device=device, dtype=dtype)
         self._next_filter_inputs = torch.zeros_like(self.filter_inputs)
 
     @property
@@ -50,6 +62,22 @@ class SequenceCache:
         """The pass is over: all layers have taken `tokens` more tokens."""
         self.length += tokens
         self.filter_inputs, self._next_filter_inputs = self._next_filter_inputs, self.filter_inputs
+
+    def copy_out(self, start: int, end: int) -> CachePart:
+        """Tokens `start` to `end`, of those that it holds."""
+        filters = self.filter_inputs if end == self.length else self.filter_inputs[:0]
+        return CachePart(self._keys[:, :, start:end].clone(), self._values[:, :, start:end].clone(), filters.clone())
+
+    def restore(self, parts: Sequence[CachePart]) -> None:
+        """Take over a sequence's first tokens, part by part. The cache is empty; the last part knows its filters."""
+        for part in parts:
+            end = self.length + part.keys.shape[2]
+            self._reserve(end)
+            self._keys[:, :, self.length : end] = part.keys
+            self._values[:, :, self.length : end] = part.values
+            self.length = end
+            if len(part.filter_inputs):
+                self.filter_inputs.copy_(part.filter_inputs)
 
     def _reserve(self, length: int) -> None:
         capacity = self._keys.shape[2]

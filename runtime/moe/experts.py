@@ -53,22 +53,24 @@ class ClampedExpert(NamedTuple):
 AnyExpert = ExpertWeights | ClampedExpert
 
 
-def cloned(expert: AnyExpert) -> AnyExpert:
-    """A copy in memory of its own."""
-    return type(expert)(*(tensor.clone() for tensor in expert))
+def copied(expert: AnyExpert, device: str) -> AnyExpert:
+    """A copy in memory of its own, on this device or another."""
+    return type(expert)(*(tensor.to(device, copy=True) for tensor in expert))
 
 
 class Grouped(NamedTuple):
     """(token, expert) pairs sorted by expert; pairs of one expert keep the order of their tokens."""
 
     order: Tensor  # (N,): pair (t, k) as t * K + k, by sorted place
+    back: Tensor  # (N,): the inverse of `order`
     counts: list[int]  # pairs of each expert
 
 
 def group_by_expert(expert_ids_TK: Tensor, experts: int) -> Grouped:
     """Sort pairs by expert. The order does not depend on anything but the ids."""
     flat_N = expert_ids_TK.flatten()
-    return Grouped(torch.argsort(flat_N, stable=True), torch.bincount(flat_N, minlength=experts).tolist())
+    order = torch.argsort(flat_N, stable=True)
+    return Grouped(order, inverse(order), torch.bincount(flat_N, minlength=experts).tolist())
 
 
 def run_segments(x_ND: Tensor, counts: Sequence[int], experts: Sequence[AnyExpert]) -> Tensor:
@@ -87,19 +89,19 @@ class _Permute(torch.autograd.Function):
     """Row selection by a permutation: its gradient is another selection, where indexing would scatter and add."""
 
     @staticmethod
-    def forward(ctx, x_ND: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
+    def forward(ctx, x_ND: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
         return x_ND.index_select(0, order)
 
     @staticmethod
-    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None]:
-        (order,) = ctx.saved_tensors
-        return grad_ND.index_select(0, inverse(order)), None
+    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return grad_ND.index_select(0, back), None, None
 
 
-def permute(x_ND: Tensor, order: Tensor) -> Tensor:
-    """`x_ND[order]`, for an order that has every row exactly once."""
-    return _Permute.apply(x_ND, order)
+def permute(x_ND: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """`x_ND[order]`, for an order that has every row exactly once, and its inverse."""
+    return _Permute.apply(x_ND, order, back)
 
 
 def inverse(order: Tensor) -> Tensor:
@@ -112,12 +114,12 @@ def inverse(order: Tensor) -> Tensor:
 def spread(x_TD: Tensor, grouped: Grouped, active: int) -> Tensor:
     """Each token once for each of its `active` experts, sorted by expert: (N, D)."""
     repeated_ND = x_TD.unsqueeze(1).expand(-1, active, -1).reshape(-1, x_TD.shape[1])
-    return permute(repeated_ND, grouped.order)
+    return permute(repeated_ND, grouped.order, grouped.back)
 
 
 def weigh(y_ND: Tensor, grouped: Grouped, weights_TK: Tensor) -> Tensor:
     """Bring sorted outputs back to their tokens and sum each token's K, weighted: (T, D)."""
-    y_TKD = permute(y_ND, inverse(grouped.order)).unflatten(0, weights_TK.shape)
+    y_TKD = permute(y_ND, grouped.back, grouped.order).unflatten(0, weights_TK.shape)
     return (y_TKD * weights_TK.to(y_TKD.dtype).unsqueeze(2)).sum(dim=1)
 
 

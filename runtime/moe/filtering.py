@@ -63,7 +63,7 @@ def _shifted(x_TI: Tensor, packing: Packing, before_NI: Tensor) -> Tensor:
     if x_TI.shape[0] == 0:
         return x_TI
     rolled = torch.cat((x_TI[:1], x_TI[:-1]))
-    return rolled.index_copy(0, packing.start_rows, before_NI)
+    return rolled.index_copy(0, packing.start_rows, before_NI.to(rolled.dtype))
 
 
 def _remember(x_TD: Tensor, packing: Packing, layer: int, caches: list[SequenceCache]) -> None:

@@ -30,6 +30,14 @@ class ShardActor:
         """See `ShardWorker.drop`."""
         self._worker.drop(experts)
 
+    def understudy(self, max_batch: int, max_length: int) -> dict[str, Any] | None:
+        """See `ShardWorker.understudy`."""
+        return self._worker.understudy(max_batch, max_length)
+
+    def set_routing(self, epoch: int, shards: dict[str, Address], experts: dict[ExpertId, tuple[str, ...]]) -> bool:
+        """See `ShardWorker.set_routing`."""
+        return self._worker.set_routing(epoch, shards, experts)
+
     def status(self) -> dict[str, Any]:
         """See `ShardWorker.status`."""
         return self._worker.status()
@@ -76,9 +84,9 @@ class GatewayActor:
         """See `GatewayWorker.start`."""
         return self._worker.start()
 
-    def set_engines(self, engines: Mapping[str, Address]) -> None:
+    def set_engines(self, engines: Mapping[str, Address], understudies: Mapping[str, Address]) -> None:
         """See `GatewayWorker.set_engines`."""
-        self._worker.set_engines(engines)
+        self._worker.set_engines(engines, understudies)
 
     def stall(self, ago_s: float) -> tuple[float, int]:
         """See `GatewayWorker.stall`."""

@@ -17,7 +17,8 @@ from runtime.serving.actors import ModelUnusable
 from runtime.serving.fleet import ActorGone, Fleet, endpoint_name, first_line
 from runtime.serving.job_file import JobFile
 from runtime.serving.rollout import Rollout, Up, decide
-from runtime.serving.routing import ExpertId, Routing, table
+from runtime.serving.routing import Address, ExpertId, Routing, table
+from runtime.serving.understudies import Understudies
 from runtime.site.controller import Actors, Assignment, LeaseKey, Reports, WorkerSlot
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class ServeController:
         self._reports = reports
         self._file = JobFile.open(dir)
         self._fleet: Fleet | None = None
+        self._understudies: Understudies | None = None
         self._assignment: Assignment | None = None
         self._since_s = time.monotonic()  # when the newest change was asked for
         self._up: dict[str, Up] = {}
@@ -50,7 +52,7 @@ class ServeController:
         self._strays = dict(self._file.slots)  # of an earlier life of the site, not yet seen again
         self._table = Routing()
         self._routed: dict[str, int] = {}  # engine -> epoch that it goes by
-        self._gateway_engines: dict[str, tuple[str, int]] | None = None
+        self._gateway_engines: tuple[dict[str, Address], dict[str, Address]] | None = None  # and understudies
         self._published = False
         self._reached = -1
         self._loss_since_s: float | None = None
@@ -71,6 +73,7 @@ class ServeController:
         if first:
             assert assignment.spec.serve is not None
             self._fleet = Fleet(self._job, assignment.spec.name, assignment.spec.serve, self._actors, self._file)
+            self._understudies = Understudies(self._fleet)
             self._spawn(self._run())
         for worker in assignment.lost_workers:
             self._forget(worker)
@@ -128,6 +131,7 @@ class ServeController:
         if rollout.complete and (self._serves() or not assignment.workers):
             await self._stop_strays()
             self._announce(assignment)
+            self._have_understudy()
         elif self._loss_since_s is not None and self._reached == assignment.revision and self._serves():
             self._announce_loss(assignment, self._loss_since_s)
 
@@ -140,12 +144,17 @@ class ServeController:
         if (fresh.shards, fresh.experts) != (self._table.shards, self._table.experts):
             self._table = fresh
         engines = [name for name, worker in self._up.items() if worker.slot.role == "engine"]
+        engines += [name for name in self._standing_by if name in self._up]
         stale = [name for name in engines if self._routed.get(name) != self._table.epoch]
         await asyncio.gather(*(self._route(name) for name in stale))
-        ready = {n: self._up[n].address for n in rollout.engines if self._routed.get(n) == self._table.epoch}
+        routed = {name for name, epoch in self._routed.items() if epoch == self._table.epoch and name in self._up}
+        ready = (
+            {name: self._up[name].address for name in rollout.engines if name in routed},
+            {name: at for name, at in self._standing_by.items() if name in routed and name in rollout.route},
+        )
         if ready != self._gateway_engines:
             try:
-                await self._fleet.use_engines(ready)
+                await self._fleet.use_engines(*ready)
                 self._gateway_engines = ready
             except ActorGone:
                 await self._open_endpoint()
@@ -207,11 +216,22 @@ class ServeController:
                 del self._busy[slot.worker]
             self._changed.set()
 
+    def _have_understudy(self) -> None:
+        if self._understudies is not None and (shard := self._understudies.wanted(self._up)):
+            self._spawn(self._prepare(self._understudies, shard))
+
+    async def _prepare(self, understudies: Understudies, shard: str) -> None:
+        self._go_on_from(await understudies.prepare(shard))
+        self._changed.set()
+
+    def _go_on_from(self, epoch: int) -> None:
+        if epoch > self._table.epoch:  # of an engine found again after a restart of the site
+            self._table = Routing(epoch)
+
     async def _start(self, slot: WorkerSlot) -> None:
         assert self._fleet is not None
         worker, epoch = await self._fleet.start(slot)
-        if epoch > self._table.epoch:  # an engine found again after a restart of the site
-            self._table = Routing(epoch)
+        self._go_on_from(epoch)
         self._up[slot.worker] = worker
         self._reports.worker(self._job, slot, "running")
 
@@ -234,6 +254,8 @@ class ServeController:
         self._up.pop(worker, None)
         self._strays.pop(worker, None)
         self._routed.pop(worker, None)
+        if self._understudies is not None:
+            self._understudies.forget(worker)
         _, task = self._busy.pop(worker, (None, None))
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -337,9 +359,15 @@ class ServeController:
     def _serves(self) -> bool:
         """Whether requests can be answered: an engine, and a copy of every expert that the assignment has."""
         experts = {expert for slot in self._now.workers for expert in slot.experts}
-        return bool(self._gateway_engines) and all(self._table.experts.get(expert) for expert in experts)
+        return bool(self._gateway_engines and self._gateway_engines[0]) and all(
+            self._table.experts.get(expert) for expert in experts
+        )
 
     # --- time and ends -----------------------------------------------------------------------------------------
+
+    @property
+    def _standing_by(self) -> dict[str, Address]:
+        return self._understudies.ready if self._understudies is not None else {}
 
     @property
     def _now(self) -> Assignment:

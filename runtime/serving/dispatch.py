@@ -7,12 +7,13 @@ was last given to, in that attempt, and at the next position.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,13 @@ from runtime.serving.routing import Address
 log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
-SILENT_S = 10.0
-"""Engines send a beat twice a second; one that has been silent for so long is given up."""
+SILENT_S = 3.0
+"""Engines send a beat twice a second; one that has been silent for so long is given up where another can go on."""
+LONG_SILENT_S = 10.0
+"""As long as that, where none can."""
+HANDOVER_S = 3.0
+"""An engine that is to leave may take this long to bring to another what it has computed."""
+CONNECT_S = 1.0
 MAX_FAULTS = 3
 """A request on which engines failed so often (not: were lost) is given back as an error."""
 STALLS_KEPT_S = 300.0
@@ -58,9 +64,11 @@ class Generation:
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
+    priority: int = 0  # smaller ones go first
     emitted: list[int] = field(default_factory=list)
     steps: asyncio.Queue[Step] = field(default_factory=asyncio.Queue)
     engine: str = ""
+    warm: str = ""  # engine that has been given what others computed of it
     attempt: int = 0
     faults: int = 0
     finished: bool = False
@@ -79,9 +87,13 @@ class EngineLink:
 
     name: str
     address: Address
+    is_understudy: bool = False  # takes nothing while any other engine is connected
     writer: asyncio.StreamWriter | None = None
     active: dict[str, Generation] = field(default_factory=dict)  # by key
     task: asyncio.Task[None] | None = None
+    mirrored_to: Address | None = None  # which understudy is shown all that it computes
+    connected: asyncio.Event = field(default_factory=asyncio.Event)
+    handed: asyncio.Event = field(default_factory=asyncio.Event)  # over, or no longer able to
 
     def send(self, message: dict[str, Any]) -> None:
         """Write a message if connected."""
@@ -99,7 +111,8 @@ class Dispatcher:
         self._engines: dict[str, EngineLink] = {}
         self._ids = itertools.count(1)
         self._stalls: deque[tuple[float, float]] = deque()  # (when it ended, how long it was)
-        self.waiting: deque[Generation] = deque()
+        self.waiting: list[Generation] = []
+        self._relief: asyncio.Future[None] | None = None
         self.tokens = 0
         self.replays = 0
         self.progress_s = time.monotonic()
@@ -108,14 +121,14 @@ class Dispatcher:
 
     def check_room(self, sequences: int) -> None:
         """Raises `QueueFull` if so many more cannot be queued. The batches' free places count as room."""
-        places = sum(self._max_batch - len(link.active) for link in self._engines.values() if link.writer)
+        places = sum(self._max_batch - len(link.active) for link in self._usable())
         if len(self.waiting) + sequences > self._queue_limit + places:
             raise QueueFull(f"{len(self.waiting)} requests are waiting already, the limit is {self._queue_limit}")
 
-    def submit(self, prompt: tuple[int, ...], params: SamplingParams) -> Generation:
-        """Accept a sequence: from now on it is answered or its client told why not."""
-        generation = Generation(str(next(self._ids)), prompt, params)
-        self.waiting.append(generation)
+    def submit(self, prompt: tuple[int, ...], params: SamplingParams, priority: int = 0) -> Generation:
+        """Accept a sequence: from now on it is answered or its client told why not. Smaller priorities go first."""
+        generation = Generation(str(next(self._ids)), prompt, params, priority)
+        self._queue(generation)
         self._pump()
         return generation
 
@@ -135,15 +148,73 @@ class Dispatcher:
 
     # --- engines -----------------------------------------------------------------------------------------------
 
-    def set_engines(self, engines: Mapping[str, Address]) -> None:
-        """Use exactly these engines; what runs on others is continued on these, or waits for one."""
+    def set_engines(self, engines: Mapping[str, Address], understudies: Mapping[str, Address] | None = None) -> None:
+        """Use exactly these engines, and the understudies while none of them is connected.
+
+        What runs on others is continued on these, or waits for one.
+        """
+        wanted = {name: (address, True) for name, address in (understudies or {}).items()}
+        wanted |= {name: (address, False) for name, address in engines.items()}
         for name, link in list(self._engines.items()):
-            if engines.get(name) != link.address:
+            if wanted.get(name) != (link.address, link.is_understudy):
                 self._leave(link)
-        for name, address in sorted(engines.items()):
+        for name, (address, is_understudy) in sorted(wanted.items()):
             if name not in self._engines:
-                link = self._engines[name] = EngineLink(name, address)
+                link = self._engines[name] = EngineLink(name, address, is_understudy)
                 link.task = asyncio.create_task(self._keep(link), name=f"engine {name}")
+        self._mirror()
+
+    async def move_to(self, engines: dict[str, Address], understudies: dict[str, Address]) -> None:
+        """`set_engines`, after those that leave have brought what they computed to one that stays."""
+        known = {link.name: link for link in self._engines.values() if link.writer and link.active}
+        leaving = [link for name, link in known.items() if engines.get(name, understudies.get(name)) != link.address]
+        if leaving and engines:
+            stood_by = {link.name: link.address for link in self._engines.values() if link.is_understudy}
+            self.set_engines({**engines, **{link.name: link.address for link in leaving}}, stood_by)
+            await self._meet([self._engines[name] for name in engines if name in self._engines])
+            await asyncio.gather(*(self._hand_over(link, set(known) - set(engines)) for link in leaving))
+        self.set_engines(engines, understudies)
+
+    @staticmethod
+    async def _meet(links: list[EngineLink]) -> None:
+        """Until one of them is connected, if that is soon."""
+        waits = [asyncio.ensure_future(link.connected.wait()) for link in links]
+        await asyncio.wait(waits, timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def _hand_over(self, link: EngineLink, leaving: Collection[str]) -> None:
+        """Have an engine bring what it computed of its sequences to another; they go on there meanwhile."""
+        targets = [x for x in self._usable() if x is not link and x.name not in leaving and not x.is_understudy]
+        if not targets or not link.active:
+            return
+        target = min(targets, key=lambda x: (len(x.active), x.name))
+        link.handed.clear()
+        link.send({"op": "hand_over", "ids": list(link.active), "to": target.address})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HANDOVER_S):
+                await link.handed.wait()
+        for generation in link.active.values():
+            generation.warm = target.name
+
+    async def _relieve(self) -> None:
+        """An engine is there again: what an understudy has begun goes on on it."""
+        for link in [x for x in self._engines.values() if x.is_understudy and x.active]:
+            await self._hand_over(link, ())
+            if any(not x.is_understudy for x in self._usable()):
+                self._recall(link)
+
+    def _mirror(self) -> None:
+        """Have the engines show the understudy all that they compute."""
+        standby = next((x.address for x in self._engines.values() if x.is_understudy and x.writer), None)
+        for link in self._engines.values():
+            if not link.is_understudy and link.writer and link.mirrored_to != standby:
+                link.mirrored_to = standby
+                link.send({"op": "mirror", "to": standby})
+
+    def _usable(self) -> list[EngineLink]:
+        connected = [link for link in self._engines.values() if link.writer]
+        return [link for link in connected if not link.is_understudy] or connected
 
     async def close(self) -> None:
         """End everything."""
@@ -154,19 +225,22 @@ class Dispatcher:
         await asyncio.gather(*(link.task for link in links if link.task), return_exceptions=True)
 
     def _leave(self, link: EngineLink) -> None:
-        for key in link.active:
-            link.send({"op": "cancel", "id": key})
         self._engines.pop(link.name, None)
-        self._take_back(link)
+        self._recall(link)
         if link.task is not None:
             link.task.cancel()
 
+    def _recall(self, link: EngineLink) -> None:
+        for key in link.active:
+            link.send({"op": "cancel", "id": key})
+        self._take_back(link)
+
     def _take_back(self, link: EngineLink) -> None:
-        """Queue an engine's sequences first again, in their old order."""
-        for generation in sorted(link.active.values(), key=lambda g: int(g.id), reverse=True):
+        """Queue an engine's sequences again, each in its old place."""
+        for generation in link.active.values():
             generation.engine = ""
             self.replays += 1
-            self.waiting.appendleft(generation)
+            self._queue(generation)
         link.active.clear()
         self._pump()
 
@@ -177,7 +251,7 @@ class Dispatcher:
                 try:
                     reader, link.writer = await wire.open_stream(link.address, self._secret)
                     log.info("connected to engine %s", link.name)
-                    self._pump()
+                    self._welcome(link)
                     await self._listen(link, reader)
                 except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                     level = logging.WARNING if link.writer is not None else logging.DEBUG
@@ -187,17 +261,32 @@ class Dispatcher:
         finally:
             self._disconnect(link)
 
+    def _welcome(self, link: EngineLink) -> None:
+        link.connected.set()
+        self._mirror()
+        if not link.is_understudy:
+            self._relief = asyncio.ensure_future(self._relieve())
+        self._pump()
+
     def _disconnect(self, link: EngineLink) -> None:
         if link.writer is not None:
             link.writer.close()
             link.writer = None
+        link.mirrored_to = None
+        link.connected.clear()
+        link.handed.set()
         self._take_back(link)
 
     async def _listen(self, link: EngineLink, reader: asyncio.StreamReader) -> None:
         while True:
-            async with asyncio.timeout(SILENT_S):  # not wait_for, which may swallow a cancellation
+            alone = all(other is link or other.writer is None for other in self._engines.values())
+            async with asyncio.timeout(
+                LONG_SILENT_S if alone else SILENT_S
+            ):  # not wait_for, which may swallow a cancellation
                 frame = await wire.read_frame(reader)
             message = frame.json()
+            if "handed" in message:
+                link.handed.set()
             for item in message.get("tokens", ()):
                 self._token(link, item)
             for key, reason in message.get("faults", ()):
@@ -207,11 +296,12 @@ class Dispatcher:
     def _pump(self) -> None:
         """Give waiting sequences to the engines with the fewest."""
         while self.waiting:
-            links = [x for x in self._engines.values() if x.writer and len(x.active) < self._max_batch]
+            links = [x for x in self._usable() if len(x.active) < self._max_batch]
             if not links:
                 return
-            link = min(links, key=lambda x: (len(x.active), x.name))
-            generation = self.waiting.popleft()
+            generation = self.waiting.pop(0)
+            warm = generation.warm
+            link = min(links, key=lambda x: (x.name != warm, len(x.active), x.name))
             generation.engine, generation.attempt = link.name, generation.attempt + 1
             link.active[generation.key] = generation
             link.send(
@@ -253,7 +343,11 @@ class Dispatcher:
         if generation.faults >= MAX_FAULTS:
             self._end(generation, GenerationFailed(reason))
         else:
-            self.waiting.append(generation)
+            self._queue(generation)
+
+    def _queue(self, generation: Generation) -> None:
+        """By priority, then as they came: one that was under way comes before those that never were."""
+        bisect.insort(self.waiting, generation, key=lambda g: (g.priority, int(g.id)))
 
     def _end(self, generation: Generation, error: Exception | None) -> None:
         generation.finished = True
@@ -283,7 +377,8 @@ class Dispatcher:
         return {
             "running": sum(len(link.active) for link in self._engines.values()),
             "waiting": len(self.waiting),
-            "engines": sum(link.writer is not None for link in self._engines.values()),
+            "engines": sum(link.writer is not None and not link.is_understudy for link in self._engines.values()),
+            "understudies": sum(link.writer is not None and link.is_understudy for link in self._engines.values()),
             "tokens": self.tokens,
             "replays": self.replays,
         }

@@ -10,6 +10,7 @@ import torch
 
 from runtime.moe.experts import ExpertExecutor
 from runtime.serving.dataplane import ExpertPlane
+from runtime.serving.pages import Pages
 from runtime.serving.params import Sampled
 from runtime.serving.sampling import sample
 from runtime.serving.sequences import Chunk, StepScheduler
@@ -58,15 +59,19 @@ class RemoteExperts:
 class Engine:
     """Continues sequences token by token. Not thread-safe: one thread adds, cancels and steps."""
 
-    def __init__(self, model: Model, experts: ExpertExecutor, scheduler: StepScheduler, device: str = "cpu") -> None:
+    def __init__(
+        self, model: Model, experts: ExpertExecutor, scheduler: StepScheduler, pages: Pages, device: str = "cpu"
+    ) -> None:
         self._model = model
         self._experts = experts
         self._device = device
         self.scheduler = scheduler
+        self.pages = pages
 
     def step(self) -> list[Emitted]:
         """Compute one step; the tokens that it gave."""
         chunks = self.scheduler.schedule()
+        self.pages.trim(self.scheduler.free_tokens)
         return self._postprocess(chunks, self._run(chunks)) if chunks else []
 
     def _run(self, chunks: list[Chunk]) -> torch.Tensor:
@@ -79,6 +84,7 @@ class Engine:
         for chunk, logits_V in zip(chunks, logits_NV, strict=True):
             complete = chunk.completes
             chunk.sequence.computed = chunk.end
+            self.pages.keep(chunk.sequence)
             if complete:
                 emitted.append(self._emit(chunk, logits_V))
         return emitted
@@ -86,7 +92,7 @@ class Engine:
     def _emit(self, chunk: Chunk, logits_V: torch.Tensor) -> Emitted:
         sequence, params = chunk.sequence, chunk.sequence.params
         position = len(sequence.emitted)
-        sampled = sample(logits_V, params, position)
+        sampled = sample(logits_V, params, position, sequence.prompt, sequence.emitted)
         sequence.emitted.append(sampled.token)
         finish = "stop" if sampled.token in params.stop_ids else ""
         if not finish and len(sequence.emitted) >= params.max_tokens:

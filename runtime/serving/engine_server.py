@@ -17,6 +17,7 @@ from typing import Any
 from runtime.serving import wire
 from runtime.serving.dataplane import PlaneClosed
 from runtime.serving.engine import Emitted, Engine
+from runtime.serving.handover import Mirror, decode_page, hand_over
 from runtime.serving.params import SamplingParams
 from runtime.serving.sequences import Sequence
 
@@ -54,6 +55,7 @@ class EngineServer:
         self._owned: dict[int, set[str]] = {}  # gateway -> its sequences' keys; the stepping thread's alone
         self._ids = itertools.count(1)
         self._closing = threading.Event()
+        self._mirrored: Mirror | None = None
         self.steps = 0
         self.tokens = 0
         self.busy_s = 0.0
@@ -88,13 +90,34 @@ class EngineServer:
             self._gateways[gateway.id] = gateway
             reader = wire.FrameReader()
             while (frame := reader.read(gateway.sock)) is not None:
-                self._inbox.put((gateway, frame.json()))
+                if frame.kind is wire.Kind.PAGE:
+                    self._engine.pages.add([decode_page(frame.body, self._engine.pages.like)])
+                else:
+                    self._hear(gateway, frame.json())
         except OSError as error:
             log.info("a gateway's connection ended: %s", error)
         finally:
             self._gateways.pop(gateway.id, None)
             self._inbox.put((gateway, None))
             gateway.sock.close()
+
+    def _hear(self, gateway: _Gateway, message: dict[str, Any]) -> None:
+        if message.get("op") == "sync":
+            gateway.send({"synced": len(self._engine.pages)})
+        elif message.get("op") == "mirror":
+            self._mirror(message["to"])
+        else:
+            self._inbox.put((gateway, message))
+
+    def _mirror(self, to: list[Any] | None) -> None:
+        """From now on another engine is sent every new page, or none is any more."""
+        known = self._mirrored
+        if known is not None and to is not None and known.to == (to[0], to[1]):
+            return
+        if known is not None:
+            known.close()
+        self._mirrored = None if to is None else Mirror((to[0], to[1]), self._secret)
+        self._engine.pages.on_new = None if self._mirrored is None else self._mirrored.put
 
     def _beat(self) -> None:
         while not self._closing.wait(BEAT_S):
@@ -133,9 +156,27 @@ class EngineServer:
                 self._engine.scheduler.remove(key)
         elif message.get("op") == "add":
             self._add(gateway, message)
+        elif message.get("op") == "hand_over":
+            self._hand_over(gateway, message)
         elif message.get("op") == "cancel":
             self._owned.get(gateway.id, set()).discard(key := f"{gateway.id}/{message['id']}")
             self._engine.scheduler.remove(key)
+
+    def _hand_over(self, gateway: _Gateway, message: dict[str, Any]) -> None:
+        """Bring what has been computed of some sequences to another engine, while they go on here."""
+        keys = {f"{gateway.id}/{id}" for id in message["ids"]}
+        mine = [sequence for sequence in self._engine.scheduler.running if sequence.id in keys]
+        pages = {name: part for sequence in mine for name, part in self._engine.pages.held(sequence)}
+
+        def bring() -> None:
+            brought = 0
+            try:
+                brought = hand_over(pages.items(), (message["to"][0], message["to"][1]), self._secret)
+            except OSError as error:
+                log.warning("nothing could be handed over: %s", error)
+            self._send(gateway, {"handed": brought})
+
+        threading.Thread(target=bring, name="engine-hand-over", daemon=True).start()
 
     def _add(self, gateway: _Gateway, message: dict[str, Any]) -> None:
         key = f"{gateway.id}/{message['id']}"

@@ -65,9 +65,9 @@ class Fleet:
         self._file.keep_port(urlsplit(url).port or 0)
         return url
 
-    async def use_engines(self, engines: Mapping[str, Address]) -> None:
-        """Have the gateway use exactly these. Raises `ActorGone`."""
-        await self._ask(self._gateway, "set_engines", dict(engines))
+    async def use_engines(self, engines: Mapping[str, Address], understudies: Mapping[str, Address]) -> None:
+        """Have the gateway use exactly these, and understudies while there are none. Raises `ActorGone`."""
+        await self._ask(self._gateway, "set_engines", dict(engines), dict(understudies))
 
     async def gateway_counts(self) -> dict[str, float]:
         """Requests and tokens. Raises `ActorGone`."""
@@ -105,6 +105,17 @@ class Fleet:
         """Have a shard load these experts too. Raises like `start`."""
         told = await _told(self._handles[slot.worker].load.remote(sorted(experts)))
         return Up(slot, _address(told), frozenset((layer, expert) for layer, expert in told["experts"]))
+
+    async def understudy(self, shard: str) -> tuple[Address, int] | None:
+        """Have a shard load an engine as well: its address and epoch; None if it has no room. Raises `ActorGone`."""
+        handle = self._handles.get(shard)
+        if handle is None:
+            raise ActorGone("it has been stopped")
+        try:
+            told = await handle.understudy.remote(self._serve.max_batch, self._serve.max_length)
+        except Exception as error:
+            raise ActorGone(first_line(error)) from error
+        return None if told is None else (_address(told), int(told["epoch"]))
 
     async def drop(self, worker: str, experts: frozenset[ExpertId]) -> None:
         """Have a shard free these experts. Raises `ActorGone`."""

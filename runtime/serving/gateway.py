@@ -8,7 +8,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -87,6 +87,7 @@ class Gateway:
 
     async def _answer(self, http: HttpRequest, request: Request, prompts: list[list[int]], chat: bool) -> Response:
         self._check_model(request.model)
+        self._check_token_ids(request)
         self._check_lengths(prompts, "messages" if chat else "prompt")
         choices = [prompt for prompt in prompts for _ in range(request.n or 1)]
         try:
@@ -113,7 +114,7 @@ class Gateway:
         for i, prompt in enumerate(choices):
             room = self._model.max_length - len(prompt)
             params = request.sampling(room, room if chat else COMPLETION_TOKENS, self._codec.stop_ids, i)
-            generations.append(self._dispatcher.submit(tuple(prompt), params))
+            generations.append(self._dispatcher.submit(tuple(prompt), params, request.priority or 0))
         return Answering(self._dispatcher, self._codec, generations, tuple(request.stop))
 
     async def _events(
@@ -141,11 +142,18 @@ class Gateway:
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             return self._codec.encode(prompt)
-        bad = [token for token in prompt if not 0 <= token < self._model.vocab_size]
-        if bad:
-            limit = self._model.vocab_size - 1
-            raise ApiError(400, f"prompt: {bad[0]} is not a token of this model (0 to {limit}).", param="prompt")
+        self._check_tokens(prompt, "prompt")
         return prompt
+
+    def _check_token_ids(self, request: Request) -> None:
+        self._check_tokens(request.logit_bias or (), "logit_bias")
+        self._check_tokens(request.stop_token_ids or (), "stop_token_ids")
+
+    def _check_tokens(self, tokens: Iterable[int], param: str) -> None:
+        limit = self._model.vocab_size - 1
+        for token in tokens:
+            if not 0 <= token <= limit:
+                raise ApiError(400, f"{param}: {token} is not a token of this model (0 to {limit}).", param=param)
 
     def _check_model(self, name: str) -> None:
         if name != self._model.name:
@@ -203,7 +211,7 @@ class Gateway:
 
     async def _health(self, http: HttpRequest) -> Response:
         counts = self._dispatcher.counts()
-        ready = counts["engines"] > 0
+        ready = counts["engines"] + counts["understudies"] > 0
         return JSONResponse({"status": "ok" if ready else "waiting for an engine", **counts}, 200 if ready else 503)
 
     async def _metrics(self, http: HttpRequest) -> Response:

@@ -60,9 +60,10 @@ class GatewayWorker:
                 self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         return self._url
 
-    def set_engines(self, engines: Mapping[str, Address]) -> None:
-        """Use exactly these engines; requests on others go on here."""
-        self._call(self._set_engines({name: (host, port) for name, (host, port) in engines.items()}))
+    def set_engines(self, engines: Mapping[str, Address], understudies: Mapping[str, Address]) -> None:
+        """Use exactly these engines, and these while there are none; requests on others go on here."""
+        given = ({name: (host, port) for name, (host, port) in some.items()} for some in (engines, understudies))
+        self._call(self._dispatcher.move_to(*given))
 
     def stall(self, ago_s: float) -> tuple[float, int]:
         """The longest time that a stream stood still within `ago_s`, and how many have stood since then."""
@@ -94,9 +95,6 @@ class GatewayWorker:
 
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    async def _set_engines(self, engines: dict[str, Address]) -> None:
-        self._dispatcher.set_engines(engines)
 
     async def _stall(self, ago_s: float) -> tuple[float, int]:
         return self._dispatcher.stall(ago_s)

@@ -13,16 +13,17 @@ from runtime.serving.params import SamplingParams
 
 MAX_CHOICES = 16
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
     "tools": (None, []),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
     "best_of": (None, 1),
     "suffix": (None, ""),
-    "min_p": (None, 0),
-    "repetition_penalty": (None, 1),
+    "prompt_logprobs": (None, 0),
+    "min_tokens": (None, 0),
+    "use_beam_search": (None, False),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
 }
 """Parameters that would change the answer and are not supported, with the values at which they do nothing."""
 
@@ -53,6 +54,9 @@ class ApiError(Exception):
         }
 
 
+TokenId = Annotated[int, Field(ge=0)]
+
+
 class StreamOptions(BaseModel):
     """What a stream carries beside the text."""
 
@@ -69,11 +73,18 @@ class Request(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] = []
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool = False
 
     @field_validator("stop", mode="before")
@@ -99,8 +110,13 @@ class Request(BaseModel):
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p or 1.0,
             top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            bias=tuple(sorted((self.logit_bias or {}).items())),
             seed=seed + choice,
-            stop_ids=() if self.ignore_eos else stop_ids,
+            stop_ids=(*(() if self.ignore_eos else stop_ids), *(self.stop_token_ids or ())),
             logprobs=self.alternatives,
         )
 

@@ -1,12 +1,19 @@
-"""From logits to a token. The random number is a function of (seed, position), so a replay draws the same token."""
+"""From logits to a token. The random number is a function of (seed, position), so a replay draws the same token.
+
+V vocabulary, C tokens that are still candidates.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 
 from runtime.serving.params import Sampled, SamplingParams
+
+CANDIDATES = 256
+"""So many likeliest tokens are sorted first; most often they hold all that `top_p` or `min_p` keep."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -16,24 +23,80 @@ def uniform(seed: int, position: int) -> float:
 
 
 def choose(logits_V: torch.Tensor, params: SamplingParams, position: int) -> int:
-    """The next token: inverse transform over the kept tokens in order of falling probability, ties by id."""
+    """The next token: inverse transform over the kept tokens in their order."""
     if params.temperature == 0:
         return int(logits_V.argmax())
+    chance_C, ids_C = kept(logits_V, params)
+    mass_C = chance_C.cumsum(0)
+    target = uniform(params.seed, position) * float(mass_C[-1])
+    at = min(int(torch.searchsorted(mass_C, target, right=True)), len(mass_C) - 1)
+    return at if ids_C is None else int(ids_C[at])
+
+
+def kept(logits_V: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The tokens that may be drawn: their chances, which need not add up to 1, and their ids, falling, ties by id.
+
+    Ids are None where all tokens are kept, in their own order.
+    """
     scaled_V = logits_V.double() / params.temperature
-    sorted_V, ids_V = scaled_V.sort(descending=True, stable=True)
-    if params.top_k:
-        sorted_V, ids_V = sorted_V[: params.top_k], ids_V[: params.top_k]
-    mass_V = sorted_V.softmax(0).cumsum(0)
+    if not params.top_k and params.top_p == 1 and not params.min_p:
+        return scaled_V.softmax(0), None
+    count = params.top_k or CANDIDATES
+    while True:
+        scaled_C, ids_C = _largest(scaled_V, count)
+        whole = scaled_C if params.top_k else scaled_V
+        chance_C = (scaled_C - whole.logsumexp(0)).exp()
+        left = _cut(chance_C, params)
+        if left < len(chance_C) or params.top_k or len(chance_C) == len(scaled_V):
+            return chance_C[:left], ids_C[:left]
+        count = len(scaled_V)
+
+
+def _largest(scores_V: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest, falling, ties by id."""
+    ids_C = scores_V.topk(count).indices.sort().values if count < len(scores_V) else torch.arange(len(scores_V))
+    scores_C, order_C = scores_V[ids_C].sort(descending=True, stable=True)
+    return scores_C, ids_C[order_C]
+
+
+def _cut(chance_C: torch.Tensor, params: SamplingParams) -> int:
+    """How many of the falling chances `top_p` and `min_p` keep; at least one."""
+    left = len(chance_C)
     if params.top_p < 1:
-        kept = int((mass_V < params.top_p).sum()) + 1
-        mass_V, ids_V = mass_V[:kept], ids_V[:kept]
-    target = uniform(params.seed, position) * float(mass_V[-1])
-    return int(ids_V[min(int((mass_V <= target).sum()), len(ids_V) - 1)])
+        left = min(left, int((chance_C.cumsum(0) < params.top_p).sum()) + 1)
+    if params.min_p:
+        left = min(left, int((chance_C >= params.min_p * chance_C[0]).sum()))
+    return max(1, left)
 
 
-def sample(logits_V: torch.Tensor, params: SamplingParams, position: int) -> Sampled:
-    """Choose a token and, where asked for, its log-probability under the model (before temperature)."""
-    token = choose(logits_V, params, position)
+def rescored(
+    logits_V: torch.Tensor, params: SamplingParams, prompt: Sequence[int], emitted: Sequence[int]
+) -> torch.Tensor:
+    """The scores after bias and penalties."""
+    scores_V = logits_V.clone()
+    if params.bias:
+        ids, shifts = zip(*params.bias, strict=True)
+        scores_V[list(ids)] += torch.tensor(shifts)
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *emitted}))
+        old = scores_V[seen]
+        scores_V[seen] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
+    if emitted and (params.presence_penalty or params.frequency_penalty):
+        said, times = torch.tensor(emitted).unique(return_counts=True)
+        scores_V[said] -= params.presence_penalty + params.frequency_penalty * times
+    return scores_V
+
+
+def sample(
+    logits_V: torch.Tensor,
+    params: SamplingParams,
+    position: int,
+    prompt: Sequence[int] = (),
+    emitted: Sequence[int] = (),
+) -> Sampled:
+    """Choose a token and, where asked for, its log-probability under the model, before anything changed its score."""
+    scores_V = rescored(logits_V, params, prompt, emitted) if params.rescores else logits_V
+    token = choose(scores_V, params, position)
     if params.logprobs is None:
         return Sampled(token)
     logprobs_V = logits_V.float().log_softmax(0)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from runtime.serving.params import SamplingParams
 
-CacheFactory = Callable[[], object]
+CacheFactory = Callable[["Sequence"], tuple[object, int]]
+"""A cache for a sequence, and how many of its tokens it holds already."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +26,8 @@ class Sequence:
     emitted: list[int] = field(default_factory=list)
     computed: int = 0
     cache: object = None
+    page_names: list[bytes] = field(default_factory=list)  # see `pages.names`
+    kept: int = 0  # pages of it that have been kept
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -85,13 +88,17 @@ class StepScheduler:
 
     def can_admit(self, sequence: Sequence) -> bool:
         """Whether another sequence fits: in the batch, and in the cache up to its full length."""
-        held = sum(self._reserve(other) for other in self.running)
-        fits = held + self._reserve(sequence) <= self._cache_tokens
+        fits = self._reserve(sequence) <= self.free_tokens
         return len(self.running) < self._max_batch and (fits or not self.running)
+
+    @property
+    def free_tokens(self) -> int:
+        """Tokens of the cache that no running sequence may need."""
+        return self._cache_tokens - sum(self._reserve(other) for other in self.running)
 
     def admit(self, sequence: Sequence) -> None:
         """Start a waiting sequence."""
-        sequence.cache, sequence.computed = self._new_cache(), 0
+        sequence.cache, sequence.computed = self._new_cache(sequence)
         self.running.append(sequence)
 
     def schedule(self) -> list[Chunk]:

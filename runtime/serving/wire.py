@@ -40,6 +40,7 @@ class Kind(IntEnum):
     REPLY = 5
     FAULT = 6  # UTF-8 text: why a call could not be answered
     JSON = 7
+    PAGE = 8
 
 
 class WireError(ConnectionError):

@@ -7,20 +7,24 @@ What they return travels through Ray, so it is made of plain values. Faults of t
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from protocol.models import ModelConfig
 from runtime.moe.cache import SequenceCache
 from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder
-from runtime.moe.description import examine
-from runtime.moe.experts import AnyExpert, cloned
+from runtime.moe.description import describe, examine
+from runtime.moe.experts import AnyExpert, copied
+from runtime.moe.packed import PackedExpert, packed, packed_expert
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.dataplane import ExpertPlane
+from runtime.serving.device import Device
 from runtime.serving.engine import Engine, RemoteExperts
 from runtime.serving.engine_server import EngineServer
+from runtime.serving.pages import Pages
 from runtime.serving.routing import Address, ExpertId, Routing
 from runtime.serving.sequences import StepScheduler
 from runtime.serving.shard import ShardServer
@@ -29,23 +33,32 @@ STEP_TOKENS = 256
 """Most tokens of one step: bounds how long running streams wait while a prompt is read."""
 
 
+MARGIN = 2.0
+"""An understudy must leave as much memory free as it takes."""
+
+
 class FolderExperts:
     """Experts of a model folder, read one by one when they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: Device) -> None:
         self._folder = folder
-        self._experts: dict[ExpertId, AnyExpert] = {}
+        self._device = device
+        self._experts: dict[ExpertId, AnyExpert | PackedExpert] = {}
 
     def load(self, experts: Iterable[ExpertId]) -> int:
         """Have these experts too; the bytes read. Raises `DamagedCheckpoint`."""
         wanted = [expert for expert in experts if expert not in self._experts]
         if not wanted:
             return 0
-        with ModelFolder(self._folder) as folder:
-            # copied, so that no call waits for the disk and the folder may be replaced
-            fresh = {key: cloned(folder.expert(key)) for key in wanted}
+        with ModelFolder(self._folder, self._device.dtype) as folder:
+            read, fresh = 0, {}
+            for key in wanted:
+                expert = folder.expert(key)
+                read += sum(matrix.nbytes for matrix in expert)
+                # copied, so that no call waits for the disk and the folder may be replaced
+                fresh[key] = packed_expert(expert) or copied(expert, self._device.name)
         self._experts = {**self._experts, **fresh}
-        return sum(matrix.nbytes for weights in fresh.values() for matrix in weights)
+        return read
 
     def drop(self, experts: Iterable[ExpertId]) -> None:
         """Free these experts' memory."""
@@ -58,15 +71,20 @@ class FolderExperts:
 
     def apply(self, layer: int, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
         """`x_ND` through one expert. Raises `KeyError` if it is not loaded."""
-        return self._experts[layer, expert](x_ND)
+        weights = self._experts[layer, expert]
+        return weights(x_ND.to(self._device.name, self._device.dtype)).to(x_ND.dtype)
 
 
 class ShardWorker:
     """Hosts experts for one job."""
 
     def __init__(self, folder: str, secret: bytes, host: str) -> None:
-        self._store = FolderExperts(Path(folder))
+        self._folder, self._secret, self._host = folder, secret, host
+        self._device = Device.here()
+        self._store = FolderExperts(Path(folder), self._device)
         self._server = ShardServer(self._store, secret, host)
+        self._understudy: EngineWorker | None = None
+        self._lock = threading.Lock()
         self._server.start()
 
     def load(self, experts: Iterable[ExpertId]) -> dict[str, Any]:
@@ -81,9 +99,27 @@ class ShardWorker:
         """Free experts that no table names any more."""
         self._store.drop([(layer, expert) for layer, expert in experts])
 
+    def understudy(self, max_batch: int, max_length: int) -> dict[str, Any] | None:
+        """Hold an engine as well, which stands by; see `EngineWorker.load`. None if memory is short."""
+        with self._lock:
+            if self._understudy is None and self._has_room(max_batch * max_length):
+                self._understudy = EngineWorker(self._folder, self._secret, self._host, max_batch, max_length)
+        return None if self._understudy is None else self._understudy.load()
+
+    def set_routing(self, epoch: int, shards: dict[str, Address], experts: dict[ExpertId, tuple[str, ...]]) -> bool:
+        """See `EngineWorker.set_routing`; of the one that stands by."""
+        return self._understudy is not None and self._understudy.set_routing(epoch, shards, experts)
+
     def status(self) -> dict[str, Any]:
         """What it holds and has done."""
-        return {"experts": len(self._store.loaded()), "calls": self._server.calls}
+        tokens = self._understudy.status()["tokens"] if self._understudy else 0
+        return {"experts": len(self._store.loaded()), "calls": self._server.calls, "tokens": tokens}
+
+    def _has_room(self, cache_tokens: int) -> bool:
+        config = describe(Path(self._folder)).config
+        each = self._device.dtype.itemsize
+        needed = config.dense_parameters * each + config.cache_bytes(cache_tokens, each)
+        return self._device.free_bytes() > MARGIN * needed
 
 
 class EngineWorker:
@@ -95,6 +131,7 @@ class EngineWorker:
         self._host = host
         self._max_batch = max_batch
         self._max_length = max_length
+        self._device = Device.here()
         self._plane = ExpertPlane(secret)
         self._server: EngineServer | None = None
         self._experts: RemoteExperts | None = None
@@ -131,17 +168,19 @@ class EngineWorker:
         """See `RemoteExperts.take_tokens`; none before the model is loaded."""
         return self._experts.take_tokens() if self._experts else []
 
+    def _new_cache(self, config: ModelConfig) -> Callable[[int], SequenceCache]:
+        return lambda capacity: SequenceCache(config, capacity, self._device.name, self._device.dtype)
+
     def _build(self) -> EngineServer:
         try:
             examine(self._folder)
-            with ModelFolder(self._folder) as folder:
-                model = folder.dense_model()
+            with ModelFolder(self._folder, self._device.dtype) as folder:
+                model = packed(folder.dense_model().to(self._device.name))
         except (DamagedCheckpoint, OSError) as error:
             raise ModelUnusable(str(error)) from None
-        config = model.config
-        scheduler = StepScheduler(
-            self._max_batch, STEP_TOKENS, self._max_batch * self._max_length, lambda: SequenceCache(config)
-        )
+        config, tokens = model.config, self._max_batch * self._max_length
+        pages = Pages(self._new_cache(config), tokens, config.localised_filtering)
+        scheduler = StepScheduler(self._max_batch, STEP_TOKENS, tokens, pages.open)
         self._experts = RemoteExperts(self._plane, config.expert_layers, config.experts)
-        engine = Engine(model, self._experts, scheduler)
+        engine = Engine(model, self._experts, scheduler, pages, self._device.name)
         return EngineServer(engine, config.vocab_size, self._secret, self._host)

@@ -83,7 +83,9 @@ class TrainWorkerActor:
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # matrix products that do not depend on where memory lies
         try:
             spec = jobspec.parse_json(spec_json)
-            worker = _worker_class(spec)(self._slot, spec, folder, self._orders, self._pulse)
+            make = _worker_class(spec)
+            self._pulse.tell("imported")
+            worker = make(self._slot, spec, folder, self._orders, self._pulse)
         except Exception as error:  # nothing above this thread would show it
             self._pulse.tell("failed", message=f"worker {self._slot.worker} cannot start: {error}")
             return

@@ -17,14 +17,18 @@ from runtime.site.controller import Actors, Assignment, LeaseKey, Reports, Worke
 from runtime.training.decisions import Decision, Go, View, Wait, all_items, decide, leftover
 from runtime.training.flight import Flight, Landing
 from runtime.training.generation import Generation, Switch, form
+from runtime.training.hangs import HangWatch
 from runtime.training.link import Link
 from runtime.training.progress import Progress
 from runtime.training.pulse import Event
 from runtime.training.switches import call_off, find_origin, graceful_switch, recovery_switch, send
 
-TICK_S = 0.5
+TICK_S = 0.25
 STUCK_S = 30.0
 """A worker that does not come out of a broken switch or generation within this time is killed."""
+
+SETTLED_STEPS = 2
+"""Steps of a generation after which a worker that falls silent is looked at more closely."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class TrainController:
         self._last_number = 0
         self._broken_since_s: float | None = None
         self._progress = Progress(job, reports, folder)
+        self._hangs = HangWatch()
         self._ended = False
 
     # --- JobController --------------------------------------------------------------------------------------------
@@ -86,6 +91,7 @@ class TrainController:
                 kind, what = "tick", None
             try:
                 await self._take(kind, what)
+                await self._lose_hung()
                 while self._inbox.empty() and await self._react():
                     pass
             except Exception:
@@ -138,8 +144,9 @@ class TrainController:
             case "ready":
                 link.phase = "ready"
             case "switched":
-                link.phase = "training"
-                self._reports.worker(self._job, link.slot, "running")
+                self._switched(link)
+            case "finishing":
+                link.is_finishing = True
             case "left" | "parked":
                 link.phase = event["kind"]
             case "broken":
@@ -157,6 +164,11 @@ class TrainController:
                 await self._end("done", "", event["output"])
         if self._flight is not None:
             self._flight.hear(worker, event)
+
+    def _switched(self, link: Link) -> None:
+        link.phase, link.is_finishing = "training", False
+        link.ear.begin()
+        self._reports.worker(self._job, link.slot, "running", str(link.warm_up))
 
     async def _adopt(self, link: Link, status: Any) -> None:
         """A worker was started, or found running as an earlier controller left it."""
@@ -181,9 +193,19 @@ class TrainController:
         if self._flight is not None:
             self._flight.hear(worker, {"kind": "lost"})
         self._reports.worker(self._job, link.slot, "lost", reason)
-        await link.dismiss()  # if it only seems dead, it must not come back
         if self._generation is not None and worker in self._generation.workers:
             await call_off(self._generation.number, self._generation.workers, self._links)
+        await link.dismiss()  # if it only seems dead, it must not come back
+
+    async def _lose_hung(self) -> None:
+        """Only of a generation that trains: a first step loads code, and a worker that joins may be alone in it."""
+        members = self._generation.workers if self._generation and self._progress.since_switch > SETTLED_STEPS else ()
+        judged = [w for w in members if (link := self._links.get(w)) and link.phase == "training"]
+        is_finishing = any(self._links[worker].is_finishing for worker in judged)
+        hung = self._hangs.look({w: link.ear for w, link in self._links.items()}, () if is_finishing else judged)
+        for worker in hung:
+            silent_s = self._links[worker].ear.silence.now_s
+            await self._lost(worker, f"it hangs: it has said nothing for {silent_s:.1f} s, the others have")
 
     # --- what to do ---------------------------------------------------------------------------------------------
 

@@ -64,7 +64,8 @@ class ExpertParallel:
         workers, mine = arriving_WE.shape
         labels_M = torch.arange(mine).repeat(workers).repeat_interleave(arriving_WE.flatten())
         order_M = torch.argsort(labels_M.to(x_MD.device), stable=True)
-        return permute(self._run(layer, permute(x_MD, order_M), counts), inverse(order_M))
+        back_M = inverse(order_M)
+        return permute(self._run(layer, permute(x_MD, order_M, back_M), counts), back_M, order_M)
 
     def _run(self, layer: int, x_MD: Tensor, counts: list[int]) -> Tensor:
         experts = self._experts[layer]

@@ -30,7 +30,7 @@ GRID = 384.0
 
 def grain_count(global_batch: int, max_width: int) -> int:
     """Two grains for each worker at full width: fine enough to share evenly, coarse enough to be fast."""
-    return min(global_batch, 2 * max_width)
+    return min(global_batch, 2 * max_width) if max_width > 1 else 1
 
 
 class Replica:

@@ -27,6 +27,9 @@ CONNECT_S = 20.0
 _CONNECT = timedelta(seconds=CONNECT_S)
 COLLECTIVE_S = 180.0
 """Longest that a healthy worker may keep the others waiting; a hung one is killed by the controller long before."""
+LOOK_S = 0.1
+"""How often whoever waits looks whether the wait was called off."""
+_UNANSWERED = "a peer does not answer, and the others were told not to wait for it"
 
 
 class PeerLost(Exception):
@@ -46,13 +49,14 @@ class Group:
         process_group: Any,
         rank: int,
         size: int,
+        called_off: Callable[[], bool] = lambda: False,
         nccl: Any = None,
-        is_called_off: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`is_called_off` is asked while NCCL is waited for, which does not see that a peer died."""
+        """Once `called_off()`, nobody waits any more: a peer hangs, and its connections may stay open for long."""
         self._group = process_group
         self._nccl = nccl
-        self._is_called_off = is_called_off
+        self._called_off = called_off
+        self._is_stuck = False  # a call was left while it went on
         self.rank = rank
         self.size = size
         self.bytes_received = 0
@@ -67,7 +71,7 @@ class Group:
         address: str,
         device: torch.device,
         cancelled: Callable[[], bool],
-        is_called_off: Callable[[], bool] = lambda: False,
+        called_off: Callable[[], bool] = lambda: False,
     ) -> Group:
         """Meet the others under `prefix`. Raises `PeerLost` if they do not come or `cancelled()` turns true."""
 
@@ -79,13 +83,15 @@ class Group:
             gloo, nccl = _unless(cancelled, make)
         except (RuntimeError, ValueError) as error:
             raise PeerLost(f"could not form the group {prefix} of {size}: {_first_line(error)}") from error
-        return Group(gloo, rank, size, nccl, is_called_off)
+        return Group(gloo, rank, size, called_off, nccl)
 
     def close(self) -> None:
         """Drop the connections; whoever waits for this worker gets `PeerLost`."""
         if self._nccl is not None:
             self._nccl.abort()
-        self._group = self._nccl = None
+        last, self._group, self._nccl = [self._group], None, None
+        if self._is_stuck:  # its end waits for the peer that hangs
+            threading.Thread(target=last.clear, name="end of a group", daemon=True).start()
 
     @property
     def is_open(self) -> bool:
@@ -130,8 +136,7 @@ class Group:
         try:
             works = [self._open.recv([x], peer, tag) for x, (_, peer, tag) in zip(arriving, receives, strict=True)]
             works += [self._open.send([x], peer, tag) for x, (_, peer, tag) in zip(leaving, sends, strict=True)]
-            for work in works:
-                work.wait()
+            _unless(self._called_off, lambda: [work.wait() for work in works])
         except RuntimeError as error:
             raise PeerLost(_first_line(error)) from None
         for arrived, (x, _, _) in zip(arriving, receives, strict=True):
@@ -159,19 +164,38 @@ class Group:
         started = time.monotonic()
         try:
             if x.is_cuda:
-                self._wait_for_nccl(start(self._nccl))
+                self._finish_on_gpu(start(self._nccl))
             else:
-                start(self._open).wait()
+                self._finish(start(self._open))
         except RuntimeError as error:
             raise PeerLost(_first_line(error)) from None
         self.waited_s += time.monotonic() - started
 
-    def _wait_for_nccl(self, work: Any) -> None:
+    def _finish_on_gpu(self, work: Any) -> None:
+        """Wait for a call of NCCL's, which does not see that a peer died."""
         while not work.is_completed():
-            if self._is_called_off():
-                raise PeerLost("the generation was called off")
+            if self._called_off():
+                raise PeerLost(_UNANSWERED)
             time.sleep(0)  # gives the lock to the thread that hears of it
         work.wait()
+
+    def _finish(self, work: Any) -> None:
+        """Wait for a call's end. Raises RuntimeError if it failed, `PeerLost` if it was called off."""
+        while not _ends_within(work, LOOK_S):
+            if self._called_off():
+                self._is_stuck = True
+                raise PeerLost(_UNANSWERED)
+
+
+def _ends_within(work: Any, seconds: float) -> bool:
+    """Whether a gloo call has succeeded by then. Raises RuntimeError if it failed."""
+    try:
+        work.wait(timedelta(seconds=seconds))
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()  # raises again what it failed with, if it did
+    return True
 
 
 def _unless(cancelled: Callable[[], bool], make: Callable[[], Any]) -> Any:

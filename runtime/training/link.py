@@ -11,7 +11,9 @@ from runtime.site.controller import Actors, WorkerSlot
 from runtime.training import pulse
 from runtime.training.actor import Status, TrainWorkerActor
 from runtime.training.decisions import LinkPhase
+from runtime.training.hangs import Ear
 from runtime.training.pulse import Event, listen
+from runtime.training.warm_up import WarmUp
 
 START_S = 90.0
 """Longest wait for an actor to start, its imports apart."""
@@ -29,6 +31,8 @@ class Link:
         self.slot = slot
         self.phase: LinkPhase = "starting"
         self.handle: Any = None
+        self.ear, self.warm_up = Ear(), WarmUp()
+        self.is_finishing = False  # it writes its model, and may be silent for long
         self._is_dismissed = False
         self._actors = actors
         self._arguments = (slot, spec_json, str(folder))
@@ -61,11 +65,15 @@ class Link:
                     await self._actors.stop(self.slot.worker)
                     return
                 status = await self.status()
-            self._post({"kind": "adopted", "status": status})
-            async for event in listen(*status.pulse, after=status.events, patience_s=self._patience_s):
-                self._post(event)
+            self._say({"kind": "adopted", "status": status})
+            async for event in listen(*status.pulse, status.events, self._patience_s, self.ear.hear):
+                self._say(event)
         except Exception as error:  # an actor system has many words for "gone"
             self._post({"kind": "lost", "reason": str(error) or type(error).__name__})
 
+    def _say(self, event: Event) -> None:
+        self.warm_up.hear(event["kind"])
+        self._post(event)
+
     def _patience_s(self) -> float:
-        return pulse.PREPARING_SILENT_S if self.phase == "starting" else pulse.SILENT_S
+        return pulse.PREPARING_SILENT_S if self.phase == "starting" or self.is_finishing else pulse.SILENT_S

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-BEAT_S = 0.5
+BEAT_S = 0.3
 SILENT_S = 10.0
-"""A worker that says nothing for so long is taken for dead. Long enough for a machine that is short of cores."""
+"""A worker that says nothing for so long is taken for dead, whatever others do; `hangs` notices most before."""
 PREPARING_SILENT_S = 60.0
 """The same while it loads code and builds its model: nobody waits for it, and imports can hold Python's lock."""
 REMEMBERED = 10_000
@@ -86,9 +86,14 @@ class Pulse:
 
 
 async def listen(
-    address: str, port: int, secret: str, after: int = 0, patience_s: Callable[[], float] = lambda: SILENT_S
+    address: str,
+    port: int,
+    secret: str,
+    after: int = 0,
+    patience_s: Callable[[], float] = lambda: SILENT_S,
+    heard: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Event]:
-    """A worker's events from number `after` + 1 on.
+    """A worker's events from number `after` + 1 on. `heard` is called for each, and for each beat.
 
     Raises ConnectionError when the worker is gone, or silent for longer than `patience_s()`.
     """
@@ -99,6 +104,7 @@ async def listen(
             line = await asyncio.wait_for(reader.readline(), patience_s())
             if not line:
                 raise ConnectionError("the worker's process ended")
+            heard()
             event = json.loads(line)
             if event:
                 yield event

@@ -119,6 +119,7 @@ class SessionWorker(TrainWorker):
     def _finish(self, standing: Standing, generation: Generation) -> None:
         assert standing.group is not None
         output, fault = self._folder / self._part.output, ""
+        self._tell("finishing")
         self._writer.wait()
         if standing.group.rank == 0:
             fault = fault_of(lambda: save(standing.state.model, output))

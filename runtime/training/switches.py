@@ -23,6 +23,9 @@ from runtime.training.generation import (
 )
 from runtime.training.link import Link
 
+CALL_S = 3.0
+"""Longest wait for a worker's answer to an order: one that hangs must not hold up the others."""
+
 Links = Mapping[str, Link]
 
 
@@ -54,7 +57,8 @@ async def graceful_switch(go: Go, generation: Generation, present: Generation, l
 async def find_origin(links: Links, experts: Iterable[ExpertId], checkpoints: Path) -> Origin:
     """The newest state that idle workers hold in memory, else on disk, else the beginning."""
     idle = [link for link in links.values() if link.phase in IDLE]
-    statuses = await asyncio.gather(*(link.status() for link in idle))
+    async with asyncio.timeout(CALL_S):
+        statuses = await asyncio.gather(*(link.status() for link in idle))
     holdings = {link.slot.worker: status.holdings for link, status in zip(idle, statuses, strict=True)}
     in_memory = newest_complete(holdings, (DENSE, *experts))
     if in_memory is not None:
@@ -93,8 +97,10 @@ async def call_off(number: int, workers: Iterable[str], links: Links) -> None:
 
 
 async def _open_store(generation: Generation, links: Links) -> tuple[str, int]:
-    return await links[generation.workers[0]].handle.open_store.remote()
+    async with asyncio.timeout(CALL_S):
+        return await links[generation.workers[0]].handle.open_store.remote()
 
 
 async def _call(method: Any, argument: Any) -> Any:
-    return await method.remote(argument)
+    async with asyncio.timeout(CALL_S):
+        return await method.remote(argument)

@@ -127,7 +127,7 @@ def _connect(
         address,
         device,
         cancelled=lambda: orders.is_over(switch.number),
-        is_called_off=lambda: orders.is_cancelled(switch.number),
+        called_off=lambda: orders.is_cancelled(switch.number),
     )
 
 

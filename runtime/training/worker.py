@@ -139,14 +139,7 @@ class TrainWorker:
 
     def _enter(self, switch: Switch, standing: Standing) -> None:
         stopped_s, had_state = self._boundary_s, standing.has_state
-        entry = enter(
-            switch,
-            self._me,
-            standing,
-            self._part.seed,
-            self._slot.address,
-            self._orders,
-        )
+        entry = enter(switch, self._me, standing, self._part.seed, self._slot.address, self._orders)
         self._since_switch = 0
         facts = {"number": switch.number, "step": self.step, "bytes": entry.bytes_received}
         if not entry.is_member:
@@ -241,6 +234,7 @@ class TrainWorker:
         assert group is not None
         assert self._batches is not None
         rank, width = group.rank, group.size
+        self._tell("finishing")
         self._writer.wait()
         if rank == 0:
             shutil.rmtree(partial_folder(output), ignore_errors=True)

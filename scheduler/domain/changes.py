@@ -57,4 +57,4 @@ class Saved:
     reclaims: tuple[ReclaimRecord, ...] = ()
     last_epoch: int = 0
     last_sequence: int = 0
-    ended: tuple[Lease, ...] = ()  # that ended lately: what is known of how long leases last
+    ended: tuple[Lease, ...] = ()  # that ended lately, oldest first: what is known of how long leases last

@@ -23,6 +23,7 @@ from scheduler.domain.plan import Assign, Outlook, Rejected, Release, Snapshot
 from scheduler.domain.reasons import Refused
 from scheduler.inventory import agents, assigning, checks, jobs, sites, ticks
 from scheduler.inventory.effects import Effect
+from scheduler.inventory.foretold import Calibration
 from scheduler.inventory.holding import COHORT_WINDOW_S, rebook
 from scheduler.inventory.records import Records
 from scheduler.inventory.ticks import BOOK_EVERY_S
@@ -168,6 +169,11 @@ class Inventory:
         r = self._records
         return r.pasts[site].outlook(site, now_s, (lease for lease in r.live_leases() if lease.site == site))
 
+    def calibration(self, site: str) -> tuple[Calibration, ...]:
+        """Whether the forecast of a site was right so far: survival as foretold and as it came."""
+        past = self._records.pasts.get(site)
+        return past.foretold.calibration() if past else ()
+
     def check(self) -> None:
         """Raises AssertionError if any invariant is broken."""
         checks.check(self._records)
@@ -251,8 +257,11 @@ def _restore(r: Records, saved: Saved) -> None:
     for key in sorted(r.live_lease.values()):
         rebook(r, key, r.leases[key].booked_until_s)
     r.take_changes()
-    for lease in sorted(saved.ended, key=lambda lease: (lease.ended_s or 0.0, lease.key)):
-        r.past_of(lease.site).restore(lease)
+    of_site: dict[str, list[Lease]] = {}
+    for lease in (*saved.ended, *saved.leases):
+        of_site.setdefault(lease.site, []).append(lease)
+    for site, leases in of_site.items():
+        r.past_of(site).restore(leases)
     for node in saved.nodes:
         _restore_node(r, node)
 

@@ -12,7 +12,6 @@ from scheduler.domain.jobs import (
     Job,
     JobState,
     Progress,
-    RescaleCosts,
     RescaleRecord,
     Worker,
     WorkerState,
@@ -23,10 +22,8 @@ from scheduler.domain.reasons import Reason, Refused
 from scheduler.inventory.assigning import assign
 from scheduler.inventory.effects import End
 from scheduler.inventory.holding import end_worker, fence, lose_node, lose_worker, rebook, rebook_job
+from scheduler.inventory.learning import learn_costs, learn_kind, learn_rate
 from scheduler.inventory.records import Records
-
-NEW_MEASUREMENT_WEIGHT = 0.3
-"""How much a new measurement of a rate or a stall counts against the old ones."""
 
 OLD_LOADS_WEIGHT = 0.9
 """How much of the experts' tokens counted so far still counts beside newer ones."""
@@ -36,7 +33,6 @@ LAST_RETRY_S = 300.0
 RESCALES_KEPT = 500
 
 _OUTCOMES = {"done": JobState.DONE, "failed": JobState.FAILED, "cancelled": JobState.CANCELLED}
-_GROWTHS = ("grow", "move")
 
 
 def live_job(r: Records, job: str, news: str) -> Job | None:
@@ -58,6 +54,9 @@ def submitted(r: Records, e: events.JobSubmitted) -> None:
         return
     if e.job in r.jobs:
         raise Refused(Reason("job_exists", f"there is already a job {e.job}.", "Submit it under another id."))
+    if e.deadline_s is not None and e.deadline_s <= r.now_s:
+        message = f"deadline: it passed {r.now_s - e.deadline_s:.0f} s ago."
+        raise Refused(Reason("invalid_spec", message, "Name a later one, or leave it out."))
     job = Job(
         e.job,
         e.name,
@@ -167,7 +166,7 @@ def _record_rescale(r: Records, job: Job, e: events.AssignmentReached) -> Job:
             job,
             reached_revision=max(job.reached_revision, e.revision),
             rescales=(*job.rescales, record)[-RESCALES_KEPT:],
-            costs=_learn_costs(job.costs, e),
+            costs=learn_costs(job.costs, e),
         )
     )
     r.log("reached", f"{e.cause}: width {e.width} after a stall of {e.stall_s:.3f} s", job=job.id, site=job.site)
@@ -181,18 +180,6 @@ def _is_no_rescale(job: Job, e: events.AssignmentReached) -> bool:
         return False
     repeated = e.revision == job.reached_revision and (last.stall_s, last.at_step) == (e.stall_s, e.at_step)
     return repeated or (e.stall_s == 0.0 and e.cause == "loss")
-
-
-def _learn_costs(costs: RescaleCosts, e: events.AssignmentReached) -> RescaleCosts:
-    if e.cause == "start" or not e.width:
-        return costs  # nothing that ran stood still
-    if e.cause in _GROWTHS:
-        return replace(costs, up_s=_blend(costs.up_s, e.stall_s))
-    return replace(costs, down_s=_blend(costs.down_s, e.stall_s))
-
-
-def _blend(old: float, new: float) -> float:
-    return old + NEW_MEASUREMENT_WEIGHT * (new - old)
 
 
 def _settle_workers(r: Records, job: Job) -> None:
@@ -245,14 +232,21 @@ def progressed(r: Records, e: events.JobProgressed) -> None:
     progress = Progress(e.step, e.total, e.loss, e.rate, e.rate_unit, e.metrics)
     steady = job.state is JobState.RUNNING and job.reached_revision == job.assignment_revision
     measured = steady and e.rate > 0 and e.width == job.width
-    curve = _learn_rate(job.curve, e.width, e.rate) if measured else job.curve
-    r.put(replace(job, progress=progress, curve=curve), quiet=True)
+    if not measured:
+        r.put(replace(job, progress=progress), quiet=True)
+        return
+    kind_curves = learn_kind(job.kind_curves, _kind_of(r, job), job.curve, e.width, e.rate)
+    curve = learn_rate(job.curve, e.width, e.rate)
+    is_news = e.width not in dict(job.curve)  # who was narrowed to be measured may grow again
+    r.put(replace(job, progress=progress, curve=curve, kind_curves=kind_curves), quiet=not is_news)
 
 
-def _learn_rate(curve: tuple[tuple[int, float], ...], width: int, rate: float) -> tuple[tuple[int, float], ...]:
-    points = dict(curve)
-    points[width] = _blend(points[width], rate) if width in points else rate
-    return tuple(sorted(points.items()))
+def _kind_of(r: Records, job: Job) -> str:
+    """The kind of device that the job is on: a steady job's workers are all on one."""
+    slot = job.assignment.workers[0] if job.assignment else None
+    if slot is None or slot.lease not in r.leases:
+        return ""
+    return next((d.kind for d in r.leases[slot.lease].devices if d.id in slot.devices), "")
 
 
 def experts_loaded(r: Records, e: events.ExpertsLoaded) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Lease
 from scheduler.domain.plan import Outlook
+from scheduler.inventory.foretold import Foretold
 from scheduler.planning.forecast import Forecast, IdleHistory
 from scheduler.planning.tempo import Tempo, horizon_s
 
@@ -24,6 +25,7 @@ class SitePast:
     history: IdleHistory = field(default_factory=IdleHistory)
     tempo: Tempo = field(default_factory=Tempo)
     forecast: Forecast = field(default_factory=Forecast)
+    foretold: Foretold = field(default_factory=Foretold)
     _learnt_s: float | None = None
 
     def opened(self, at_s: float) -> None:
@@ -33,17 +35,26 @@ class SitePast:
     def ended(self, lease: Lease, at_s: float, cause: str) -> None:
         """A node went."""
         self.tempo.changed(at_s)
-        reason = lease.drain_cause or cause
-        self.history.lease_ended(max(0.0, at_s - lease.started_s), at_s, by_owner=not reason.startswith(OURS))
+        by_owner = not (lease.drain_cause or cause).startswith(OURS)
+        self.history.lease_ended(max(0.0, at_s - lease.started_s), at_s, by_owner=by_owner)
+        self.foretold.note_end(lease.key, at_s, by_owner=by_owner)
 
-    def restore(self, lease: Lease) -> None:
-        """A lease that ended before the scheduler was started; they come in the order of their ends."""
-        if lease.ended_s is not None:
-            self.ended(lease, lease.ended_s, lease.end_cause)
+    def restore(self, leases: Iterable[Lease]) -> None:
+        """Leases from before the scheduler was started, ended or not: what was learnt of them is learnt again."""
+        known = list(leases)
+        ends = ((lease.ended_s, 1, lease) for lease in known if lease.ended_s is not None)
+        starts = ((lease.started_s, 0, lease) for lease in known)
+        for at_s, has_ended, lease in sorted((*starts, *ends), key=lambda news: (*news[:2], news[2].key)):
+            if has_ended:
+                self.ended(lease, at_s, lease.end_cause)
+            else:
+                self.opened(at_s)
 
     def outlook(self, site: str, now_s: float, live: Iterable[Lease]) -> Outlook:
         """What it says of the future; `live` are the site's leases that have not ended."""
         if self._learnt_s is None or now_s >= self._learnt_s + LEARN_EVERY_S:
-            self.forecast = self.history.forecast(max(0.0, now_s - lease.started_s) for lease in live)
+            leases = list(live)
+            self.forecast = self.history.forecast(max(0.0, now_s - lease.started_s) for lease in leases)
+            self.foretold.ask(self.forecast, leases, now_s)
             self._learnt_s = now_s
         return Outlook(site, horizon_s(self.tempo.gap_s, self.forecast), self.forecast.hazard_per_s)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from scheduler.domain import events
 from scheduler.domain.cluster import Lease, LeaseState, NodeState
+from scheduler.domain.jobs import Job
 from scheduler.inventory.effects import Leave
 from scheduler.inventory.holding import drain, drain_from_s, end_lease, lose_node, open_if_spare, rebook, set_node
 from scheduler.inventory.records import Records
+from scheduler.planning.exploring import has_more_to_show
 
 BOOK_EVERY_S = 10.0
 """The books of all leases are brought up to date this often."""
 
 LOOK_EVERY_S = 30.0
-"""Jobs that wait, have a deadline or a budget are weighed anew this often, whatever else happens."""
+"""Jobs that wait, are explored, have a deadline or a budget are weighed anew this often, whatever else happens."""
 
 RESTART_EXTRA_S = 15.0
 """After a restart of the scheduler agents get so much longer to come back: they may be pausing before the next try."""
@@ -43,8 +45,14 @@ def _look_again(r: Records) -> None:
     r.next_look_s = r.now_s + LOOK_EVERY_S
     r.shares.note(r.books.used_us, r.now_s)
     jobs = [r.jobs[job] for job in r.live_jobs]
-    if any(not job.width or job.deadline_s is not None or job.budget_device_s is not None for job in jobs):
+    if any(_changes_with_time(job, r.now_s) for job in jobs):
         r.version += 1
+
+
+def _changes_with_time(job: Job, now_s: float) -> bool:
+    """Whether a plan may be another one though nothing has happened."""
+    has_terms = job.deadline_s is not None or job.budget_device_s is not None
+    return not job.width or has_terms or has_more_to_show(job, now_s)
 
 
 def _lose_silent_nodes(r: Records) -> None:

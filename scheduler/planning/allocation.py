@@ -47,11 +47,15 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """The width of each job, in the order of the demands, what all of them together are worth, and at most could be."""
+    """The width of each job, in the order of the demands, what all of them together are worth, and at most could be.
+
+    `price` is that of one device: what more or less of them would be worth, about.
+    """
 
     widths: tuple[int, ...]
     value: float
     bound: float
+    price: float = 0.0
 
     @property
     def gap(self) -> float:
@@ -63,7 +67,7 @@ def allocate(demands: Sequence[Demand], capacity: int) -> Allocation | None:
     """The best widths that fit in `capacity`; None if not even the narrowest fit."""
     if not demands:
         return Allocation((), 0.0, 0.0)
-    choices = _choices(demands, capacity)
+    choices = choices_of(demands, capacity)
     dual = lowest_bound(choices, capacity) if choices else None
     if choices is None or dual is None:
         return None
@@ -71,26 +75,26 @@ def allocate(demands: Sequence[Demand], capacity: int) -> Allocation | None:
     choice_J, is_exact = _search(choices, dual, choice_J, capacity)
     value = _value(choices, choice_J)
     widths = tuple(choices.width[choice_J].tolist())
-    return Allocation(widths, value, value if is_exact else max(value, dual.bound))
+    return Allocation(widths, value, value if is_exact else max(value, dual.bound), dual.price)
 
 
-def _choices(demands: Sequence[Demand], capacity: int) -> Choices | None:
+def choices_of(demands: Sequence[Demand], capacity: int) -> Choices | None:
     """All widths that fit in the capacity on their own; None if a job has none."""
-    widths, values = [], []
+    parts: list[Floats] = []
     for demand in demands:
-        room = max(0, capacity + 1 - demand.first)
-        own = demand.values[:room]
-        width = np.arange(demand.first, demand.first + len(own))
         if demand.stopped is not None:
-            own, width = np.concatenate([[demand.stopped], own]), np.concatenate([[0], width])
-        if not len(own):
-            return None
-        widths.append(width)
-        values.append(own)
-    sizes = np.array([len(width) for width in widths])
-    start_J = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    job_F = np.repeat(np.arange(len(sizes)), sizes)
-    return Choices(np.concatenate(widths), np.concatenate(values), start_J, job_F)
+            parts.append(np.array([demand.stopped]))
+        parts.append(demand.values[: max(0, capacity + 1 - demand.first)])
+    stops_J = np.array([demand.stopped is not None for demand in demands])
+    first_J = np.array([demand.first for demand in demands])
+    most_J = np.array([len(demand.values) for demand in demands])
+    size_J = np.clip(capacity + 1 - first_J, 0, most_J) + stops_J
+    if not size_J.all():
+        return None
+    start_J = np.concatenate([[0], np.cumsum(size_J)[:-1]])
+    width_F = np.arange(int(size_J.sum())) + np.repeat(first_J - stops_J - start_J, size_J)
+    width_F[start_J[stops_J]] = 0
+    return Choices(width_F, np.concatenate(parts), start_J, size_J)
 
 
 def _value(choices: Choices, choice_J: Ints) -> float:
@@ -109,23 +113,25 @@ def _fill(choices: Choices, dual: Dual, capacity: int) -> Ints:
         if more_J[job] <= spare:
             choice_J[job] = dual.many[job]
             spare -= int(more_J[job])
-    for _ in range(len(choice_J)):
-        best = _best_change(choices, choice_J, spare)
-        if best is None:
-            break
-        job = choices.job[best]
-        spare -= int(choices.width[best] - choices.width[choice_J[job]])
-        choice_J[job] = best
+    _grow(choices, choice_J, spare)
     return choice_J
 
 
-def _best_change(choices: Choices, choice_J: Ints, spare: int) -> int | None:
-    """The one change of a job's choice that gains most and fits; None if none gains."""
-    own_F = choice_J[choices.job]
-    gain_F = choices.value - choices.value[own_F]
-    gain_F[choices.width - choices.width[own_F] > spare] = 0.0
-    best = int(gain_F.argmax())
-    return best if gain_F[best] > 1e-12 * max(1.0, abs(float(choices.value[best]))) else None
+def _grow(choices: Choices, choice_J: Ints, spare: int) -> None:
+    """Make the change that gains most and fits, while there is one: choices no wider than what is spare now."""
+    own_J = choices.width[choice_J]
+    ahead_F = np.flatnonzero(choices.width <= np.repeat(own_J + spare, choices.size))
+    job_F = np.searchsorted(choices.start, ahead_F, side="right") - 1
+    width_F, value_F = choices.width[ahead_F], choices.value[ahead_F]
+    for _ in range(len(choice_J)):
+        now_F = choice_J[job_F]
+        gain_F = value_F - choices.value[now_F]
+        gain_F[width_F - choices.width[now_F] > spare] = 0.0
+        best = int(gain_F.argmax())
+        if gain_F[best] <= 1e-12 * max(1.0, abs(float(value_F[best]))):
+            return
+        spare -= int(width_F[best] - choices.width[now_F[best]])
+        choice_J[job_F[best]] = ahead_F[best]
 
 
 # --- core ------------------------------------------------------------------------------------------------------
@@ -134,7 +140,7 @@ def _best_change(choices: Choices, choice_J: Ints, spare: int) -> int | None:
 def _search(choices: Choices, dual: Dual, choice_J: Ints, capacity: int) -> tuple[Ints, bool]:
     """The best choices found, and whether nothing is better."""
     surplus_F = choices.value - dual.price * choices.width
-    short_F = np.maximum.reduceat(surplus_F, choices.start)[choices.job] - surplus_F
+    short_F = choices.to_each(np.maximum.reduceat(surplus_F, choices.start)) - surplus_F
     for most in (FIRST_EFFORT, MOST_EFFORT):
         gap = dual.bound - _value(choices, choice_J)
         if gap <= EXACT * max(1.0, abs(dual.bound)):
@@ -171,8 +177,8 @@ class _Core:
 
     def effort(self) -> int:
         """Sums that the search looks at."""
-        open_F = np.isin(self.choices.job, self._open())
-        return int((self.keep & open_F).sum()) * (self.room() + 1)
+        kept_J = np.add.reduceat(self.keep.astype(np.int64), self.choices.start)
+        return int(kept_J[kept_J > 1].sum()) * (self.room() + 1)
 
     def best(self) -> Ints | None:
         """The best choices [J] within the core; None if none fits."""
@@ -190,9 +196,8 @@ class _Core:
         return np.asarray(choice_J)
 
     def _kept(self, job: int) -> Ints:
-        start, ends = self.choices.start[job], self.choices.start
-        end = ends[job + 1] if job + 1 < len(ends) else len(self.keep)
-        return np.asarray(start + np.flatnonzero(self.keep[start:end]))
+        start, size = self.choices.start[job], self.choices.size[job]
+        return np.asarray(start + np.flatnonzero(self.keep[start : start + size]))
 
 
 def _core(

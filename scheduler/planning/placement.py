@@ -41,28 +41,32 @@ def choose_spots(
 
 
 def choose_leavers(role: Role, count: int, slots: Sequence[WorkerSlot], ground: Ground) -> tuple[WorkerSlot, ...]:
-    """The `count` workers of a role that a shrinking job misses least."""
+    """The `count` workers of a role that a shrinking job misses least.
+
+    Of stand-ins one that has a neighbour, of others a lonely one; then the least likely to last, the youngest.
+    """
+    cohort_of = {slot.worker: ground.leases[slot.lease].cohort for slot in slots}
+    nodes, cohorts = Counter(slot.lease.node for slot in slots), Counter(cohort_of.values())
+    sign = -1 if role in APART else 1
+    frailty = {slot.worker: _frailty(role, slot, ground) for slot in slots} if count else {}
+
+    def rank(slot: WorkerSlot) -> tuple[int, int, tuple[float, list[int]]]:
+        return sign * nodes[slot.lease.node], sign * cohorts[cohort_of[slot.worker]], frailty[slot.worker]
+
     left = list(slots)
     leavers: list[WorkerSlot] = []
     for _ in range(count):
-        leavers.append(_missed_least(role, left, ground))
-        left.remove(leavers[-1])
+        leaver = min(left, key=rank)
+        left.remove(leaver)
+        leavers.append(leaver)
+        nodes[leaver.lease.node] -= 1
+        cohorts[cohort_of[leaver.worker]] -= 1
     return tuple(leavers)
 
 
-def _missed_least(role: Role, slots: Sequence[WorkerSlot], ground: Ground) -> WorkerSlot:
-    """Of stand-ins one that has a neighbour, of others a lonely one; then the least likely to last, the youngest."""
-    nodes = Counter(slot.lease.node for slot in slots)
-    cohorts = Counter(ground.leases[slot.lease].cohort for slot in slots)
-    sign = -1 if role in APART else 1
-
-    def rank(slot: WorkerSlot) -> tuple[int, int, float, list[int]]:
-        lease = ground.leases[slot.lease]
-        youth = [-ord(letter) for letter in slot.worker]
-        chance = ground.lasting.chance(lease, _for_s(role))
-        return sign * nodes[slot.lease.node], sign * cohorts[lease.cohort], chance, youth
-
-    return min(slots, key=rank)
+def _frailty(role: Role, slot: WorkerSlot, ground: Ground) -> tuple[float, list[int]]:
+    """Sorts the least likely to last first, then the youngest."""
+    return ground.lasting.chance(ground.leases[slot.lease], _for_s(role)), [-ord(letter) for letter in slot.worker]
 
 
 def _for_s(role: Role) -> float:

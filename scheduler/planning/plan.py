@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import LeaseState
@@ -16,17 +16,19 @@ from scheduler.domain.jobs import Assignment, WorkerSlot
 from scheduler.domain.plan import Assign, Plan, Release, Snapshot, Step, Unplaced, Withheld
 from scheduler.domain.reasons import Reason
 from scheduler.planning import why
-from scheduler.planning.admission import Admission, Claim, admit
+from scheduler.planning.admission import Admission
+from scheduler.planning.claims import Claim
+from scheduler.planning.exploring import admit_exploring
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.placement import Ground
-from scheduler.planning.shaping import Shape, host_experts, leavers_of, shape
+from scheduler.planning.shaping import Shape, count_leavers, host_experts, move, shape
 from scheduler.planning.view import PoolKey, Spot, Standing, View, look
 
 Admit = Callable[[View, tuple[Withheld, ...]], Admission]
 """Decides who runs and how wide; where their workers go is not its business."""
 
 
-def plan(snapshot: Snapshot, admit: Admit = admit) -> Plan:
+def plan(snapshot: Snapshot, admit: Admit = admit_exploring) -> Plan:
     """What to change, and why what does not run does not. Nothing to change, no steps."""
     view = look(snapshot)
     draft = _Draft()
@@ -40,8 +42,7 @@ def plan(snapshot: Snapshot, admit: Admit = admit) -> Plan:
             draft.wait(standing, admission.waiting[standing.job.id], _deadline_s(standing.leaving, view))
     _shape_all(admission.claims, here, draft)
     steps = (*sorted(draft.steps, key=_precedence), *_releases(snapshot))
-    unplaced = tuple(Unplaced(job, reason) for job, reason in sorted(draft.unplaced.items()))
-    return Plan(snapshot.version, steps, unplaced)
+    return Plan(snapshot.version, steps, _unplaced(draft, view))
 
 
 @dataclass(slots=True)
@@ -66,6 +67,12 @@ class _Draft:
         self.give(standing, (), deadline_s)
 
 
+def _unplaced(draft: _Draft, view: View) -> tuple[Unplaced, ...]:
+    jobs = {standing.job.id: standing.job for standing in view.standings}
+    reasons = sorted(draft.unplaced.items())
+    return tuple(Unplaced(job, why.with_stakes(reason, jobs[job], view.terms)) for job, reason in reasons)
+
+
 def _precedence(step: Assign) -> tuple[bool, str]:
     """Steps that only free devices go first."""
     return step.cause not in ("reclaim", "loss", "shrink"), step.assignment.job
@@ -79,6 +86,8 @@ def _cause(standing: Standing, slots: tuple[WorkerSlot, ...]) -> str:
         return "loss"
     if any(slot.worker not in kept for slot in standing.leaving):
         return "reclaim"
+    if slots and standing.staying and not any(slot.worker in kept for slot in standing.staying):
+        return "move"
     width = standing.job.width
     return "grow" if len(slots) > width else "shrink" if len(slots) < width else "move"
 
@@ -102,13 +111,25 @@ def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
     expected = {key: pool.emptying for key, pool in view.pools.items()}
     ground = _ground(view)
     for claim in claims:
-        expected[claim.pool] += len(leavers_of(claim, ground))
+        expected[claim.pool] += 0 if claim.is_move else count_leavers(claim)
     for claim in sorted(claims, key=lambda c: c.standing.order[1:]):
-        shaped = shape(claim, free[claim.pool], expected[claim.pool], ground)
+        claim, shaped = _shape(claim, free, expected, ground)
         if shaped.taken:
             taken = {spot.id for spot in shaped.taken}
             free[claim.pool] = [spot for spot in free[claim.pool] if spot.id not in taken]
         _give(claim, shaped, view, draft)
+
+
+def _shape(
+    claim: Claim, free: Mapping[PoolKey, list[Spot]], expected: Mapping[PoolKey, int], ground: Ground
+) -> tuple[Claim, Shape]:
+    """The job's workers; where it is, if there is no room yet in the pool that it is to move to."""
+    if claim.is_move:
+        moved = move(claim, free[claim.pool], ground)
+        if moved or not claim.home:
+            return claim, moved or Shape(None)
+        claim = claim.home
+    return claim, shape(claim, free[claim.pool], expected[claim.pool], ground)
 
 
 def _give(claim: Claim, shaped: Shape, view: View, draft: _Draft) -> None:

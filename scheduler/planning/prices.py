@@ -4,6 +4,9 @@ Dimensions: F choices (a width of a job, flat, job by job), J jobs. If every dev
 the choice with the largest surplus `value - price * width`; all surpluses and the worth of the capacity together bound
 the best value from above, whatever the price. The lowest bound is the optimum of the linear relaxation, which may
 mix a job's choices (the upper concave hull of its values).
+
+The dearer a device, the narrower what each job takes. So between two prices only what lies between the jobs' choices
+at these two is looked at, and most of the work is done at the first price.
 """
 
 from __future__ import annotations
@@ -27,15 +30,25 @@ class Choices:
     width: Ints  # [F]
     value: Floats  # [F]
     start: Ints  # [J] where each job's choices begin
-    job: Ints  # [F]
+    size: Ints  # [J] how many it has
+
+    def to_each(self, of_job: Floats) -> Floats:
+        """What holds of a job [J], for each of its choices [F]."""
+        return np.repeat(of_job, self.size)
 
     def taken_at(self, price: float) -> Ints:
         """What each job takes at this price [J]; the narrowest of equals."""
         surplus_F = self.value - price * self.width
         best_J = np.maximum.reduceat(surplus_F, self.start)
-        is_best_F = surplus_F >= best_J[self.job]
-        at_F = np.where(is_best_F, np.arange(len(surplus_F)), len(surplus_F))
-        return np.asarray(np.minimum.reduceat(at_F, self.start))
+        best_F = np.flatnonzero(surplus_F == self.to_each(best_J))
+        return np.asarray(best_F[np.searchsorted(best_F, self.start)])
+
+    def between(self, few: Ints, many: Ints) -> Choices:
+        """Only what lies between two choices of each job."""
+        size = many - few + 1
+        start = np.concatenate([[0], np.cumsum(size)[:-1]])
+        at_F = np.arange(int(size.sum())) + np.repeat(few - start, size)
+        return Choices(self.width[at_F], self.value[at_F], start, size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,9 +88,10 @@ def lowest_bound(choices: Choices, capacity: int) -> Dual | None:
     price = 0.0
     for _ in range(MOST_ROUNDS):
         price = max(0.0, (many.value - few.value) / (few.spare - many.spare))
-        found = line(choices.taken_at(price))
+        left = choices.between(few.choice, many.choice)
+        found = line(left.taken_at(price) + few.choice - left.start)
+        bound = max(found.at(price), few.value)
         if found.at(price) <= few.at(price) + 1e-12 * abs(few.value) or found.spare in (few.spare, many.spare):
             break
         few, many = (found, many) if found.spare >= 0 else (few, found)
-    bound = max(line(choices.taken_at(price)).at(price), few.value)
     return Dual(price, bound, few.choice, many.choice)

@@ -9,8 +9,8 @@ import numpy as np
 
 from scheduler.domain.cluster import Lease
 from scheduler.domain.jobs import ExpertId, Job, ModelShape, Role, RoleNeed, WorkerSlot
-from scheduler.planning.admission import Claim
 from scheduler.planning.balance import Hosts, balance, expected_loads
+from scheduler.planning.claims import Claim
 from scheduler.planning.experts import assign_owners
 from scheduler.planning.fit import expert_slots, worker_bytes
 from scheduler.planning.placement import Ground, choose_leavers, choose_spots
@@ -43,6 +43,12 @@ def role_targets(needs: Sequence[RoleNeed], floors: Mapping[Role, int], width: i
         need = min(open_needs, key=lambda n: ((targets[n.role] - n.min) / (n.max - n.min), n.role is not Role.SHARD))
         targets[need.role] += 1
     return targets
+
+
+def count_leavers(claim: Claim) -> int:
+    """How many staying workers the job gives up at its new width."""
+    targets = role_targets(claim.standing.job.needs, claim.floors, claim.width)
+    return sum(max(0, len(claim.standing.staying_as(role)) - target) for role, target in targets.items())
 
 
 def leavers_of(claim: Claim, ground: Ground) -> tuple[WorkerSlot, ...]:
@@ -84,6 +90,13 @@ def shape(claim: Claim, free: Sequence[Spot], expected: int, ground: Ground) -> 
     if job.assignment and slots == list(job.assignment.workers):
         return Shape(job.assignment.workers)
     return Shape(host_experts(job, slots, ground), tuple(taken))
+
+
+def move(claim: Claim, free: Sequence[Spot], ground: Ground) -> Shape | None:
+    """All of the job's workers anew on `free` spots of another pool; None if they do not all fit there now."""
+    arriving = replace(claim.standing, staying=(), leaving=(), lost=())
+    shaped = shape(replace(claim, standing=arriving), free, 0, ground)
+    return shaped if len(shaped.taken) == claim.width else None
 
 
 def _new_slots(job: Job, role: Role, spots: Sequence[Spot], first: int) -> list[WorkerSlot]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from scheduler.domain.jobs import Job
 from scheduler.domain.reasons import Reason
 from scheduler.planning.fit import least_bytes
-from scheduler.planning.view import Pool, View
+from scheduler.planning.view import Pool, Terms, View
+from scheduler.planning.worth import left_at_pace_s
 
 
 def no_site(job: Job, view: View) -> Reason:
@@ -33,10 +37,13 @@ def too_large(job: Job, pools: list[Pool]) -> Reason:
     return Reason("model_too_large", message, "Raise the width's max, use a smaller model, or lend larger devices.")
 
 
-def no_capacity(job: Job, pool: Pool, needed: int, promised: int) -> Reason:
-    """Too few devices; `promised` are taken by jobs that come first."""
+def no_capacity(job: Job, pool: Pool, needed: int, promised: int, others: Sequence[Pool] = ()) -> Reason:
+    """Too few devices; `promised` are taken by jobs that come first. `others`: where there is even less room."""
     site, kind = pool.key
     message = f"job {job.id} needs {needed} {kind} devices at site {site}: {_inventory(pool, promised)}."
+    if others:
+        places = ", ".join(f"{kind} at {site}" for site, kind in sorted(pool.key for pool in others))
+        message += f" There is no more room elsewhere ({places})."
     remedy = "It starts when nodes are lent or freed; or lower the width's min, or cancel another job."
     return Reason("no_capacity", message, remedy)
 
@@ -57,6 +64,22 @@ def budget_spent(job: Job) -> Reason:
     hours = (job.budget_device_s or 0.0) / 3600
     message = f"job {job.id} has used its budget of {hours:g} device-hours."
     return Reason("budget_spent", message, "Submit what is left of it with a budget of its own.")
+
+
+def with_stakes(reason: Reason, job: Job, terms: Terms) -> Reason:
+    """The reason, with what its user set beside it: priority, deadline, budget. As it was if nothing was set."""
+    stakes = [f"priority {job.priority:+d}"] if job.priority else []
+    if job.deadline_s is not None:
+        stakes.append(_deadline(job.deadline_s - terms.now_s, left_at_pace_s(job, terms.now_s)))
+    if job.budget_device_s is not None:
+        spent_s = terms.spent.get(job.id, 0.0)
+        stakes.append(f"{spent_s / 3600:.1f} of {job.budget_device_s / 3600:g} device-hours used")
+    return replace(reason, message=f"{reason.message} ({'; '.join(stakes)})") if stakes else reason
+
+
+def _deadline(left_s: float, needs_s: float | None) -> str:
+    when = f"due in {left_s / 3600:.1f} h" if left_s > 0 else f"{-left_s / 3600:.1f} h late"
+    return when if needs_s is None else f"{when}, {needs_s / 3600:.1f} h of work left at its pace so far"
 
 
 def not_free_yet(job: Job, pool: Pool, needed: int) -> Reason:

@@ -62,10 +62,15 @@ def width_values(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: fl
     staying_s = costs.down_s if at.kept < at.current else at.stall_left_s
     stall_s = np.where(widths > at.kept, costs.up_s, np.where(widths < at.kept, costs.down_s, staying_s))
     values: Values = np.maximum(horizon_s - stall_s, 0.0) * useful
-    if not at.is_disturbed:
-        regret_s = costs.up_s + NOISE * horizon_s
-        values[: at.kept] -= regret_s * useful[min(at.kept, len(useful) - 1)]
+    values[: at.kept] -= regret(useful, at, costs, horizon_s)
     return importance * values
+
+
+def regret(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: float) -> float:
+    """What it costs sooner or later to have given up workers that the job could keep; nothing if it is disturbed."""
+    if at.is_disturbed or not at.kept:
+        return 0.0
+    return (costs.up_s + NOISE * horizon_s) * float(useful[min(at.kept, len(useful) - 1)])
 
 
 def importance(job: Job, fairness: float) -> float:
@@ -95,22 +100,31 @@ def fairness_of(users: dict[str, float]) -> dict[str, float]:
     return {user: FAIR ** (len(users) * used / total) for user, used in users.items()}
 
 
-def useful_rates(job: Job, rates: Rates, floor: int, now_s: float) -> Rates:
+def useful_rates(job: Job, rates: Rates, floor: int, now_s: float, in_time: float) -> Rates:
     """The rates, with what waiting and a deadline make of them.
 
-    The rate at the narrowest width counts more by the job's patience, what it needs to be in time `IN_TIME` times.
+    The rate at the narrowest width counts more by the job's patience, what it needs to be `in_time`, `IN_TIME` times.
     """
     useful: Rates = rates + patience(job, now_s) * np.minimum(rates, rates[min(floor, len(rates) - 1)])
     if job.deadline_s is not None and job.deadline_s > now_s:
-        useful += IN_TIME * np.minimum(rates, rate_in_time(job, rates, now_s))
+        useful += IN_TIME * np.minimum(rates, in_time)
     return useful
 
 
 def rate_in_time(job: Job, rates: Rates, now_s: float) -> float:
-    """The rate with which the job is just in time, judged by how fast it was on average; all haste if unknown."""
-    done, started_s = job.progress, job.started_s
-    if not done.step or not done.total or started_s is None or job.deadline_s is None or now_s <= started_s:
+    """The rate with which the job is just in time, judged by how fast it was on average; all haste if unknown.
+
+    `rates`: where it is.
+    """
+    left_s = left_at_pace_s(job, now_s)
+    if left_s is None or job.deadline_s is None:
         return float("inf")
-    pace = done.step / done.total / (now_s - started_s)
-    wanted = max(0.0, 1 - done.step / done.total) / (job.deadline_s - now_s)
-    return float(wanted / pace * rates[min(max(1, job.width), len(rates) - 1)])
+    return float(left_s / (job.deadline_s - now_s) * rates[min(max(1, job.width), len(rates) - 1)])
+
+
+def left_at_pace_s(job: Job, now_s: float) -> float | None:
+    """How long its work would take yet if it went on as fast as it was on average; None if unknown."""
+    done, started_s = job.progress, job.started_s
+    if not done.step or not done.total or started_s is None or now_s <= started_s:
+        return None
+    return max(0.0, done.total / done.step - 1) * (now_s - started_s)

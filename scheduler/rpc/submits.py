@@ -48,13 +48,15 @@ def submitted(
         device_kinds=tuple(spec.device_kinds),
         shape=_shape(spec),
         copies=spec.serve.copies if spec.serve else 1,
+        priority=spec.priority,
+        deadline_s=None if spec.deadline is None else spec.deadline.timestamp(),
+        budget_device_s=None if spec.budget_device_hours is None else spec.budget_device_hours * 3600,
     )
 
 
 def _needs(spec: JobSpec) -> tuple[RoleNeed, ...]:
     if spec.serve is not None:
-        engines, shards = spec.serve.engines, spec.serve.shards
-        return (RoleNeed(Role.ENGINE, engines.min, engines.max), RoleNeed(Role.SHARD, shards.min, shards.max))
+        return tuple(RoleNeed(Role(role), width.min, width.max) for role, width in spec.serve.roles.items())
     role = Role.TRAINER if spec.kind == "train" else Role.RUNNER
     return (RoleNeed(role, spec.min_width, spec.max_width),)
 
@@ -99,11 +101,13 @@ def _impossible_serving(spec: JobSpec) -> list[str]:
         return []
     if serve.shape is None:
         return ["serve.shape: missing: submit with `fallow submit`, which reads it from the model's config.json"]
+    if "shard" not in serve.roles:
+        return []
     problems = []
     if serve.copies > serve.shards.max:
         problems.append(f"serve.copies: {serve.copies} copies need as many shards: raise serve.shards.max")
     pairs = serve.shape.expert_layers * serve.shape.experts
-    if serve.shards.min > max(1, pairs * serve.copies):  # a dense model's one shard has nothing to hold
+    if serve.shards.min > pairs * serve.copies:
         problems.append(f"serve.shards.min: {serve.shards.min} shards are more than there are experts: lower it")
     return problems
 

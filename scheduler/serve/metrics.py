@@ -43,6 +43,7 @@ class InventoryCollector(Collector):
         yield from self._books()
         yield from self._jobs()
         yield self._reclaims()
+        yield from self._forecasts()
         yield from self._process()
 
     def _nodes(self) -> Metric:
@@ -99,6 +100,20 @@ class InventoryCollector(Collector):
         for code, number in sorted(Counter(reason.code for reason in self._loop.unplaced.values()).items()):
             waiting.add_metric((code,), number)
         yield waiting
+
+    def _forecasts(self) -> Iterable[Metric]:
+        """Is the forecast right? The two should be near each other; `asked` says how much that is worth."""
+        labels = ("site", "seconds")
+        predicted = GaugeMetricFamily("fallow_survival_predicted", "Leases that were to last so long.", labels=labels)
+        observed = GaugeMetricFamily("fallow_survival_observed", "Of the same leases, those that did.", labels=labels)
+        asked = GaugeMetricFamily("fallow_survival_asked", "Leases that both are shares of.", labels=labels)
+        for site in sorted(self._loop.inventory.sites):
+            for of in self._loop.inventory.calibration(site):
+                key = site, f"{of.horizon_s:g}"
+                predicted.add_metric(key, of.predicted)
+                observed.add_metric(key, of.observed)
+                asked.add_metric(key, of.asked)
+        yield from (predicted, observed, asked)
 
     def _reclaims(self) -> Metric:
         for record in self._new_reclaims():

@@ -23,7 +23,8 @@ Presence = tuple[MixJob, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Node-seconds. `static_s` is the best on a pool of constant size with the same node-time."""
+    """Node-seconds. `static_s` is the best on a pool that has the same node-time while the same jobs are present, and
+    is of constant size all that while. No fluctuating pool is better (Jensen's inequality)."""
 
     useful_s: float
     static_s: float
@@ -35,18 +36,20 @@ def frictionless(trace: Trace, presences: Sequence[Presence], start_s: float, en
     """The bound over [start_s, end_s)."""
     times, idle = idle_counts(trace, start_s, end_s)
     mean = float((idle[:-1] * np.diff(times)).sum() / max(end_s - start_s, 1e-9))
-    curves: dict[tuple[str, ...], Values] = {}
+    curves: dict[tuple[str, ...], tuple[Values, Values]] = {}
     useful = static = usable = 0.0
     for from_s, to_s, jobs in _epochs(presences, start_s, end_s):
         key = tuple(job.id for job in jobs)
         if key not in curves:
-            curves[key] = best_rates(jobs)
-        best = curves[key]
+            best = best_rates(jobs)
+            curves[key] = best, concave(best)
+        best, on_average = curves[key]
         spans, counts = _within(times, idle, from_s, to_s)
-        most = len(best) - 1
-        useful += float((best[np.minimum(counts, most)] * spans).sum())
-        usable += float((np.minimum(counts, most) * spans).sum())
-        static += float(np.interp(mean, np.arange(len(best)), best)) * (to_s - from_s)
+        usable_now = np.minimum(counts, len(best) - 1)
+        useful += float((best[usable_now] * spans).sum())
+        usable += float((usable_now * spans).sum())
+        nodes = float((counts * spans).sum()) / (to_s - from_s)
+        static += float(np.interp(nodes, np.arange(len(best)), on_average)) * (to_s - from_s)
     return Bound(useful, static, mean * (end_s - start_s), usable)
 
 
@@ -60,6 +63,20 @@ def best_rates(jobs: Sequence[MixJob]) -> Values:
     capacity = sum(job.max_width for job in jobs)
     best: Values = np.maximum.accumulate(best_values(rates, capacity)[-1])
     return best
+
+
+def concave(best: Values) -> Values:
+    """The least concave curve above `best`: where few nodes are no use, part of the time on each of two sizes."""
+    hull: list[int] = []
+    for n in range(len(best)):
+        while len(hull) > 1 and _bends_up(best, hull[-2], hull[-1], n):
+            hull.pop()
+        hull.append(n)
+    return np.interp(np.arange(len(best)), hull, best[hull])
+
+
+def _bends_up(best: Values, first: int, middle: int, last: int) -> bool:
+    return bool((best[middle] - best[first]) * (last - middle) <= (best[last] - best[middle]) * (middle - first))
 
 
 def idle_counts(trace: Trace, start_s: float, end_s: float) -> tuple[Values, NDArray[np.int64]]:

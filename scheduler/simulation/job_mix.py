@@ -191,8 +191,7 @@ def _of_spec(spec: JobSpec, index: int) -> MixJob:
 def _roles(spec: JobSpec) -> tuple[RoleNeed, ...]:
     if spec.serve is None:
         return () if spec.kind == "train" else (RoleNeed(Role.RUNNER, spec.min_width, spec.max_width),)
-    engines, shards = spec.serve.engines, spec.serve.shards
-    return RoleNeed(Role.ENGINE, engines.min, engines.max), RoleNeed(Role.SHARD, shards.min, shards.max)
+    return tuple(RoleNeed(Role(role), width.min, width.max) for role, width in spec.serve.roles.items())
 
 
 def _shape(spec: JobSpec) -> ModelShape | None:

@@ -51,7 +51,9 @@ class Outcome:
 
     @property
     def u(self) -> float:
-        """BFTrainer's U: useful work, as a share of what the jobs do on a static pool with the same node-time."""
+        """BFTrainer's U: useful work, as a share of what the jobs do on a static pool with the same node-time, which
+        is counted while the same jobs are present: what is idle after the last has ended is nobody's loss. At most 1.
+        """
         return self.total.useful_s / self.bound.static_s if self.bound.static_s else 0.0
 
     @property

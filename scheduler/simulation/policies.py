@@ -21,7 +21,8 @@ from scheduler.domain.cluster import LeaseState
 from scheduler.domain.jobs import Job, Role
 from scheduler.domain.plan import Plan, Snapshot, Withheld
 from scheduler.planning import why
-from scheduler.planning.admission import Admission, Claim
+from scheduler.planning.admission import Admission
+from scheduler.planning.claims import Claim
 from scheduler.planning.plan import plan
 from scheduler.planning.view import Pool, Standing, View
 from scheduler.simulation.job_mix import MixJob

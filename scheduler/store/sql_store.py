@@ -21,6 +21,8 @@ ENDED_JOBS_LOADED = 1_000
 """How many ended jobs, the last submitted ones, a restarted scheduler still lists; others stay in the table."""
 RECLAIMS_LOADED = 1_000
 REQUESTS_LOADED = 100_000
+ENDED_LEASES_LOADED = 50_000
+"""Of how many leases, the last ones that ended, a restarted scheduler still knows how long they lasted."""
 LOG_ROWS_KEPT = 500_000
 """Rows of the event log; the oldest go first."""
 _PRUNE_EVERY = 10_000
@@ -60,6 +62,7 @@ class SqlStore:
                 reclaims=_reclaims(connection),
                 last_epoch=_number(connection, "last_epoch"),
                 last_sequence=connection.scalar(select(func.max(schema.log.c.sequence))) or 0,
+                ended=_ended_leases(connection),
             )
 
     def save(self, changes: Changes) -> None:
@@ -215,6 +218,17 @@ def _live_leases(connection: Connection) -> tuple[Lease, ...]:
     return tuple(
         from_text(Lease, body) for body in _bodies(connection, schema.leases, lease.node, lease.epoch, where=live)
     )
+
+
+def _ended_leases(connection: Connection) -> tuple[Lease, ...]:
+    lease = schema.leases.c
+    newest = (
+        select(lease.body)
+        .where(lease.state == LeaseState.ENDED.value)
+        .order_by(lease.ended_s.desc(), lease.epoch.desc())
+        .limit(ENDED_LEASES_LOADED)
+    )
+    return tuple(from_text(Lease, body) for body in connection.scalars(newest))[::-1]
 
 
 def _live_workers(connection: Connection) -> tuple[Worker, ...]:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from fallow.cli.app import run
+from fallow.model_folders import MemoryNeed, fit
+from fallow.results import Device, DeviceSeconds, Node
 from protocol.common_pb2 import Reason
+from protocol.jobspec import parse
 from tests.client.fake_scheduler import FakeScheduler, event, job
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -177,3 +180,26 @@ def test_a_served_model_that_cannot_run_is_refused_by_name(cli: Cli, tmp_path: P
     code, _, err = cli("submit", "--check", str(path))
     assert code == 4
     assert "vocab_size is missing" in err
+
+
+def _node(number: int, *memories: int, kind: str = "cpu", lease_state: str = "ready") -> Node:
+    devices = tuple(Device(f"d{i}", kind, "", memory, 1) for i, memory in enumerate(memories))
+    spare = tuple(device.id for device in devices)
+    seconds = DeviceSeconds(0, 0, 0, 0, 0)
+    state = ("local", "lent", devices, spare, "host", "", 1, lease_state, None, None, None, 0.0, 0.0, (), seconds)
+    return Node(f"n{number}", *state, 0.0, 0.0, "", ())
+
+
+def test_a_served_model_is_compared_with_the_nodes_that_are_lent() -> None:
+    part = {"model": "m", "engines": {"min": 1, "max": 1}, "shards": {"min": 2, "max": 2}, "copies": 2}
+    spec = parse({"kind": "serve", "name": "s", "serve": part, "device_kinds": ["cpu"]})
+    need = MemoryNeed(
+        engine_bytes=100 * 1024, cache_bytes=1, shard_bytes_at_min=1, shard_bytes_at_max=40 * 1024, expert_bytes=10
+    )
+    whole = fit(spec, need, [_node(1, 100 * 1024), _node(2, 40 * 1024, 40 * 1024)])
+    assert (whole.fits, whole.nodes, whole.devices, whole.missing) == (True, 2, 3, ())
+    lent = [_node(1, 100 * 1024), _node(2, 40 * 1024), _node(3, 40 * 1024, lease_state="draining")]
+    short = fit(spec, need, [*lent, _node(4, 40 * 1024, kind="x")])
+    assert not short.fits
+    assert short.missing == ("missing: 1 more device(s) of 40.0 KiB or more for shards",)
+    assert fit(spec, need, []).missing[0].startswith("missing: 1 more device(s) of 100.0 KiB or more for engines")

@@ -79,6 +79,7 @@ class DurableStore:
             accounts=tuple(self.accounts.values()),
             last_epoch=self.last_epoch,
             last_sequence=self.rows[-1].sequence if self.rows else 0,
+            ended=tuple(lease for lease in self.leases.values() if not lease.is_live),
         )
 
     def log_after(self, sequence: int, limit: int, job: str = "") -> tuple[LogRow, ...]:

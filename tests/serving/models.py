@@ -32,7 +32,9 @@ def byte_tokenizer(vocab_size: int = 400) -> Tokenizer:
     return tokenizer
 
 
-def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, experts: int = 8, seed: int = 0) -> ModelConfig:
+def write_model(
+    folder: Path, *, hidden: int = 64, layers: int = 2, experts: int = 8, seed: int = 0, filters: bool = True
+) -> ModelConfig:
     """A random model, its weights spread wide enough that it does not say the same word for ever."""
     tokenizer = byte_tokenizer()
     config = ModelConfig(
@@ -43,6 +45,7 @@ def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, experts: int
         experts=experts,
         experts_per_token=2,
         expert_size=2 * hidden,
+        localised_filtering=filters,
     )
     model = MoeModel(config)
     initialise_dense(model, seed)
@@ -57,11 +60,11 @@ def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, experts: int
     return config
 
 
-def greedy(folder: Path, prompt: list[int], count: int) -> list[int]:
+def greedy(folder: Path, prompt: list[int], count: int, dtype: torch.dtype = torch.float32) -> list[int]:
     """What the model says in one process, one token at a time, end tokens ignored: the reference."""
-    with ModelFolder(folder) as opened:
+    with ModelFolder(folder, dtype) as opened:
         model, experts = opened.dense_model(), opened.experts()
-    cache, said, part = SequenceCache(model.config), [], torch.tensor(prompt)
+    cache, said, part = SequenceCache(model.config, dtype=dtype), [], torch.tensor(prompt)
     for _ in range(count):
         token = int(model.extend([part], [cache], experts)[0].argmax())
         said.append(token)

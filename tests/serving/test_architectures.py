@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from runtime.moe.checkpoint import read_config
 from runtime.moe.model import all_experts
 from runtime.moe.upcycling import upcycle
 from runtime.serving.actors import ModelUnusable
+from runtime.serving.device import Device
 from runtime.serving.workers import EngineWorker, ShardWorker
 from tests.moe.hf_models import saved
 from tests.serving.models import greedy
@@ -50,6 +53,24 @@ def test_experts_on_shards_say_what_one_process_says(name: str, tmp_path: Path) 
     saved(name, tmp_path)
     with serving(tmp_path, 3) as gateway:
         assert said(gateway, "a") == greedy(tmp_path, PROMPT, COUNT)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss"])
+def test_engine_and_shards_compute_in_the_numbers_of_their_device(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(name, tmp_path)
+    monkeypatch.setattr(Device, "here", staticmethod(lambda: Device("cpu", torch.bfloat16)))
+    with serving(tmp_path, 3) as gateway:
+        assert said(gateway, "a") == greedy(tmp_path, PROMPT, COUNT, torch.bfloat16)
+
+
+def test_shards_may_compute_in_other_numbers_than_their_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved("mixtral", tmp_path)
+    kinds = itertools.chain([torch.float32] * 3, [torch.bfloat16])
+    monkeypatch.setattr(Device, "here", staticmethod(lambda: Device("cpu", next(kinds))))
+    with serving(tmp_path, 3) as gateway:
+        assert len(said(gateway, "a")) == COUNT
 
 
 def test_a_dense_model_needs_its_engine_alone(tmp_path: Path) -> None:

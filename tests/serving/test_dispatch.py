@@ -27,6 +27,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.added: list[dict[str, Any]] = []
         self.cancelled: list[str] = []
+        self.heard: list[dict[str, Any]] = []
         self.arrived = asyncio.Event()
         self._writers: list[asyncio.StreamWriter] = []
 
@@ -44,8 +45,10 @@ class ScriptedEngine:
                 message = (await wire.read_frame(reader)).json()
                 if message["op"] == "add":
                     self.added.append(message)
-                else:
+                elif message["op"] == "cancel":
                     self.cancelled.append(message["id"])
+                else:
+                    self.heard.append(message)
                 self.arrived.set()
         except (ConnectionError, asyncio.IncompleteReadError):
             writer.close()
@@ -60,6 +63,16 @@ class ScriptedEngine:
     def say(self, *items: tuple[str, int, int, str]) -> None:
         rows = [[*item, None, []] for item in items]
         self._writers[-1].write(wire.encode_json({"tokens": rows}))
+
+    def handed(self) -> None:
+        self._writers[-1].write(wire.encode_json({"handed": 1}))
+
+    async def next_order(self, count: int) -> dict[str, Any]:
+        async with asyncio.timeout(10):
+            while len(self.heard) < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+        return self.heard[count - 1]
 
     def fault(self, key: str) -> None:
         self._writers[-1].write(wire.encode_json({"faults": [[key, "it broke"]]}))
@@ -136,6 +149,79 @@ async def test_the_queue_is_bounded_and_served_in_order() -> None:
         engine.say((key, 0, 5, "stop"))
         await _until(lambda generation=generation: generation.finished)  # type: ignore[misc]
     dispatcher.check_room(3)
+    await dispatcher.close()
+
+
+async def test_an_engine_that_leaves_hands_over_before_its_sequences_move() -> None:
+    dispatcher, old, new = _dispatcher(), ScriptedEngine(), ScriptedEngine()
+    dispatcher.set_engines({"a": await old.start()})
+    generation = dispatcher.submit(PROMPT, SamplingParams(4))
+    key = (await old.next_add(1))["id"]
+    old.say((key, 0, token_at(0), ""))
+    address = await new.start()
+    moving = asyncio.ensure_future(dispatcher.move_to({"b": address}, {}))
+    order = await old.next_order(1)
+    assert order == {"op": "hand_over", "ids": [key], "to": list(address)}
+    old.say((key, 1, token_at(1), ""))  # it goes on meanwhile
+    await _until(lambda: len(generation.emitted) == 2)
+    assert not new.added
+    old.handed()
+    await moving
+    assert (await new.next_add(1))["emitted"] == [token_at(0), token_at(1)]
+    await _until(lambda: old.cancelled == [key])
+    await dispatcher.close()
+
+
+async def test_an_engine_that_does_not_hand_over_is_left_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.serving.dispatch.HANDOVER_S", 0.05)
+    dispatcher, old, new = _dispatcher(), ScriptedEngine(), ScriptedEngine()
+    dispatcher.set_engines({"a": await old.start()})
+    dispatcher.submit(PROMPT, SamplingParams(4))
+    await old.next_add(1)
+    await dispatcher.move_to({"b": await new.start()}, {})
+    await new.next_add(1)
+    await dispatcher.close()
+
+
+async def test_an_understudy_goes_on_while_there_is_no_engine_and_hands_back() -> None:
+    dispatcher, engine, standby, second = _dispatcher(), ScriptedEngine(), ScriptedEngine(), ScriptedEngine()
+    at = await standby.start()
+    dispatcher.set_engines({"a": await engine.start()}, {"s": at})
+    await _until(lambda: dispatcher.counts()["understudies"] == dispatcher.counts()["engines"] == 1)
+    generation = dispatcher.submit(PROMPT, SamplingParams(4))
+    key = (await engine.next_add(1))["id"]
+    assert await engine.next_order(1) == {"op": "mirror", "to": list(at)}
+    assert not standby.added
+    engine.say((key, 0, token_at(0), ""))
+    await _until(lambda: len(generation.emitted) == 1)
+    await engine.die()
+    again = await standby.next_add(1)
+    assert again["emitted"] == [token_at(0)]
+    dispatcher.set_engines({"b": await second.start()}, {"s": at})
+    order = await standby.next_order(1)
+    assert (order["op"], order["ids"]) == ("hand_over", [again["id"]])
+    standby.say((again["id"], 1, token_at(1), ""))
+    await _until(lambda: len(generation.emitted) == 2)
+    standby.handed()
+    last = await second.next_add(1)
+    second.say((last["id"], 2, token_at(2), ""), (last["id"], 3, token_at(3), "length"))
+    await _until(lambda: generation.finished)
+    assert generation.emitted == [token_at(n) for n in range(4)]
+    await dispatcher.close()
+
+
+async def test_smaller_priorities_go_first_and_those_under_way_before_later_ones() -> None:
+    dispatcher, engine, other = _dispatcher(max_batch=1, queue_limit=9), ScriptedEngine(), ScriptedEngine()
+    dispatcher.set_engines({"a": await engine.start()})
+    running = dispatcher.submit(PROMPT, SamplingParams(2))
+    await engine.next_add(1)
+    patient, plain, urgent = (dispatcher.submit(PROMPT, SamplingParams(1), priority) for priority in (5, 0, -1))
+    assert dispatcher.waiting == [urgent, plain, patient]
+    await engine.die()
+    await _until(lambda: len(dispatcher.waiting) == 4)
+    assert dispatcher.waiting == [urgent, running, plain, patient]
+    dispatcher.set_engines({"b": await other.start()})
+    assert (await other.next_add(1))["id"] == f"{urgent.id}.1"
     await dispatcher.close()
 
 

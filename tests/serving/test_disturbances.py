@@ -1,4 +1,7 @@
-"""Law 4 for served models: whatever happens to workers, every stream is the text that nobody disturbed."""
+"""Law 4 for served models: whatever happens to workers, every stream is the text that nobody disturbed.
+
+There are more clients than places: a request is answered once and rightly, or refused with 429 before it began.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from tests.serving.models import greedy, write_model
 
 pytestmark = pytest.mark.slow
 
-CLIENTS, LENGTH, SECONDS = 4, 100, 15.0
+CLIENTS, LENGTH, SECONDS = 10, 100, 20.0
+PLACES = {"max_batch": 2, "queue_limit": 3}
 
 
 class Owner:
@@ -66,10 +70,17 @@ class Owner:
         self._served.assign(self._workers, cause, wait=self._random.random() < 0.5, **fields)
 
 
+class Busy(Exception):
+    """Refused: ask again later."""
+
+
 def _stream(url: str, prompt: list[int]) -> str:
     body = {"model": "tiny", "prompt": prompt, "max_tokens": LENGTH, "temperature": 0, "stream": True}
     text = ""
     with httpx.stream("POST", f"{url}/v1/completions", json={**body, "ignore_eos": True}, timeout=120) as answer:
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) > 0
+            raise Busy
         assert answer.status_code == 200
         for line in answer.iter_lines():
             if line.startswith("data: {"):
@@ -82,13 +93,17 @@ def test_no_disturbance_changes_a_text(tmp_path: Path) -> None:
     codec = TextCodec.from_folder(tmp_path / "m")
     prompts = [[40 + n, 41] for n in range(CLIENTS)]
     wanted = [codec.decode(greedy(tmp_path / "m", prompt, LENGTH)) for prompt in prompts]
-    served = Served(tmp_path / "m", tmp_path / "job")
-    over, wrong, right = threading.Event(), [], []
+    served = Served(tmp_path / "m", tmp_path / "job", **PLACES)
+    over, wrong, right, refused = threading.Event(), [], [], []
 
     def client(number: int) -> None:
         while not over.is_set():
             try:
                 text = _stream(served.url, prompts[number])
+            except Busy:
+                refused.append(number)
+                over.wait(0.5)
+                continue
             except Exception as error:
                 wrong.append(repr(error))
                 return
@@ -108,6 +123,9 @@ def test_no_disturbance_changes_a_text(tmp_path: Path) -> None:
             thread.join(120)
         assert not wrong, f"after {events}: {wrong[:2]}"
         assert right
+        assert refused
+        counts = served.call("job-1-gateway", "status")
+        assert (counts["running"], counts["waiting"]) == (0, 0)
     finally:
         over.set()
         served.close()

@@ -10,15 +10,21 @@ from typing import Any
 import pytest
 import torch
 
+from protocol.models import ModelConfig
+from runtime.moe.cache import SequenceCache
 from runtime.serving import wire
 from runtime.serving.engine import Engine
 from runtime.serving.engine_server import EngineServer
+from runtime.serving.pages import Pages
 from runtime.serving.params import SamplingParams
 from runtime.serving.sequences import StepScheduler
 
 SECRET = b"s"
 VOCABULARY = 50
 POISON = 13
+SHAPE = ModelConfig(
+    vocab_size=VOCABULARY, hidden_size=8, layers=1, heads=1, experts=2, experts_per_token=1, expert_size=8
+)
 
 
 class Counting:
@@ -63,8 +69,9 @@ class Gateway:
 
 @pytest.fixture
 def server() -> Iterator[EngineServer]:
-    scheduler = StepScheduler(4, 64, 1000, object)
-    server = EngineServer(Engine(Counting(), None, scheduler), VOCABULARY, SECRET)  # type: ignore[arg-type]
+    pages = Pages(lambda capacity: SequenceCache(SHAPE, capacity), 1000)
+    scheduler = StepScheduler(4, 64, 1000, pages.open)
+    server = EngineServer(Engine(Counting(), None, scheduler, pages), VOCABULARY, SECRET)  # type: ignore[arg-type]
     server.start()
     yield server
     server.close()

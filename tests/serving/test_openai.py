@@ -137,6 +137,24 @@ def test_seeds_choices_and_several_prompts(client: openai.OpenAI) -> None:
     assert twice.choices[0].message.content != twice.choices[1].message.content
 
 
+def test_penalties_bias_and_stop_tokens(client: openai.OpenAI, served: Served) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "prompt": [40, 41], "max_tokens": 12, "temperature": 0}
+    plain = _reference(served, [40, 41], 12)
+
+    def tokens(extra: dict[str, Any], **fields: Any) -> int:
+        answer = client.completions.create(**asked, **fields, extra_body=ON | extra)
+        assert answer.usage is not None
+        return answer.usage.completion_tokens
+
+    assert tokens({"stop_token_ids": [plain[0]]}) == 1
+    assert tokens({"stop_token_ids": [plain[0]]}, logit_bias={str(plain[0]): -100}) == 12
+    neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "priority": -5}
+    same = client.completions.create(**asked, presence_penalty=0, extra_body=ON | neutral).choices[0].text
+    assert same == client.completions.create(**asked, extra_body=ON).choices[0].text
+    shy = client.completions.create(**asked, presence_penalty=2, frequency_penalty=2, logprobs=0, extra_body=ON)
+    assert shy.choices[0].text != same
+
+
 def test_log_probabilities(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="tiny", prompt="a", max_tokens=5, temperature=0, logprobs=3, extra_body=ON)
     scores = answer.choices[0].logprobs
@@ -162,7 +180,14 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
         ({"prompt": ""}, "prompt"),
         ({"prompt": [999_999]}, "999999"),
         ({"prompt": "x " * 200}, "no room"),
-        ({"frequency_penalty": 1.0}, "frequency_penalty is not supported"),
+        ({"frequency_penalty": 3.0}, "frequency_penalty"),
+        ({"suffix": "x"}, "suffix is not supported"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias: 999999"),
+        ({"logit_bias": {"one": 1}}, "logit_bias"),
+        ({"extra_body": {"min_p": 2}}, "min_p"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
+        ({"extra_body": {"stop_token_ids": [-1]}}, "stop_token_ids"),
+        ({"extra_body": {"priority": "high"}}, "priority"),
         ({"n": 99}, "n:"),
         ({"stop": [""]}, "stop"),
         ({"extra_body": {"echo": True}}, "echo"),

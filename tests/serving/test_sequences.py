@@ -19,7 +19,7 @@ def _sequence(number: int, prompt: int, tokens: int, emitted: int = 0) -> Sequen
 def test_every_sequence_is_computed_once_and_within_bounds(
     wanted: list[tuple[int, int]], max_batch: int, step_tokens: int, cache_tokens: int
 ) -> None:
-    scheduler = StepScheduler(max_batch, step_tokens, cache_tokens, object)
+    scheduler = StepScheduler(max_batch, step_tokens, cache_tokens, lambda sequence: (object(), 0))
     for number, (prompt, tokens) in enumerate(wanted):
         scheduler.add(_sequence(number, prompt, tokens))
     seen: dict[str, list[int]] = {}
@@ -47,7 +47,7 @@ def test_every_sequence_is_computed_once_and_within_bounds(
 
 
 def test_running_sequences_get_their_token_before_a_long_prompt() -> None:
-    scheduler = StepScheduler(4, 8, 10_000, object)
+    scheduler = StepScheduler(4, 8, 10_000, lambda sequence: (object(), 0))
     scheduler.add(_sequence(1, 100, 5))
     scheduler.schedule()[0].sequence.computed = 8
     scheduler.add(_sequence(2, 3, 5, emitted=2))
@@ -58,7 +58,7 @@ def test_running_sequences_get_their_token_before_a_long_prompt() -> None:
 
 
 def test_a_replayed_sequence_computes_prompt_and_emitted_tokens() -> None:
-    scheduler = StepScheduler(4, 100, 1000, object)
+    scheduler = StepScheduler(4, 100, 1000, lambda sequence: (object(), 0))
     scheduler.add(_sequence(1, 3, 9, emitted=4))
     (chunk,) = scheduler.schedule()
     assert chunk.completes
@@ -66,7 +66,7 @@ def test_a_replayed_sequence_computes_prompt_and_emitted_tokens() -> None:
 
 
 def test_a_removed_sequence_makes_room() -> None:
-    scheduler = StepScheduler(1, 10, 1000, object)
+    scheduler = StepScheduler(1, 10, 1000, lambda sequence: (object(), 0))
     scheduler.add(_sequence(1, 3, 9))
     scheduler.add(_sequence(2, 3, 9))
     assert [chunk.sequence.id for chunk in scheduler.schedule()] == ["1"]

@@ -78,14 +78,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     workers = [slot("engine-0", "engine", "n9"), *shard_slots(config, 3, 2)]
     served.assign(workers, "start")
     reference = TextCodec.from_folder(folder).decode(greedy(folder, PROMPT, LENGTH))
+    served.wait(lambda: served.call("job-1-gateway", "status")["understudies"], "an understudy")
     yield World(served, folder, config, reference, workers)
     served.close()
     assert served.reports.all("ended")[0][0][1] == "cancelled"
 
 
 def test_three_shards_say_what_one_process_says(world: World) -> None:
+    assert world.stream() == world.reference  # which also warms everything up
+    before = world.served.call("engine-0", "status")["failovers"]
     assert world.stream() == world.reference
-    assert world.served.call("engine-0", "status")["failovers"] == 0
+    assert world.served.call("engine-0", "status")["failovers"] == before
 
 
 def test_tokens_of_each_expert_are_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +151,17 @@ def test_a_killed_engines_streams_wait_for_the_next_one(world: World) -> None:
     world.served.wait(lambda: world.served.revision in world.served.reached_revisions(), "reached")
     _, stall_s = world.served.reports.all("reached")[-1][0]
     assert 0 < stall_s < 60
+
+
+def test_a_shard_stands_in_for_a_killed_engine_until_the_next_one(world: World) -> None:
+    world.served.wait(lambda: world.served.call("job-1-gateway", "status")["understudies"], "an understudy")
+    victim = world.worker("engine")
+    assert world.stream(lambda: world.served.kill(victim.worker)) == world.reference
+    shards = [worker.worker for worker in world.workers if worker.role == "shard"]
+    assert sum(world.served.call(shard, "status")["tokens"] for shard in shards) > 0
+    world.served.wait(lambda: victim.worker in world.served.reports.workers("lost"), "the loss reported")
+    assert world.stream(lambda: world.replace(victim, "loss", lost_workers=(victim.worker,))) == world.reference
+    assert world.served.call(world.worker("engine").worker, "status")["tokens"] > 0
 
 
 def test_seeded_sampling_is_the_same_after_a_replay(world: World) -> None:

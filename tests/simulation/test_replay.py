@@ -105,6 +105,7 @@ def test_every_replay_can_be_recounted(
     outcome = outcome_of(done)
     assert outcome.total.useful_s <= outcome.bound.useful_s * (1 + 1e-9)
     assert outcome.total.held_s <= outcome.bound.idle_s * (1 + 1e-9)
+    assert outcome.u <= 1 + 1e-9
     for record in done.jobs:
         if record.ended_s is not None:
             assert record.clock.tally.useful_s * record.job.one_node_rate == pytest.approx(samples)
@@ -145,6 +146,20 @@ def test_jobs_queue_beyond_what_may_run_at_a_time() -> None:
     first, second = done.jobs
     assert first.ended_s == pytest.approx(23.0)
     assert (second.arrived_s, second.admitted_s, second.ended_s) == pytest.approx((0.0, 23.0, 46.0))
+
+
+def test_u_is_of_the_time_in_which_there_was_work_to_do() -> None:
+    """A job that is done early does not have less, or more, to show for what is idle afterwards."""
+    early, late = (trace_of(*[(f"n{i}", 0, at_s) for i in range(8)], ("n8", at_s, 10_000)) for at_s in (100, 1000))
+    few, many = (outcome_of(replay(trace, [job(samples=2000.0)])).u for trace in (early, late))
+    assert 0.8 < few == many <= 1.0
+
+
+def test_u_counts_nodes_that_are_too_few_for_any_job_as_they_can_be_used_together() -> None:
+    wide = job(min_width=4, curve=((4, 40.0), (8, 80.0)))
+    spans = [(f"n{i}", 0.0, 500.0) for i in range(4)]
+    outcome = outcome_of(replay(trace_of(*spans, ("o", 500.0, 1000.0)), [wide], endless=True))
+    assert outcome.u == pytest.approx((500 - 3) * 4 / (1000 * 2.5))
 
 
 @pytest.mark.parametrize("policy", ["fallow", "bftrainer", "equal"])

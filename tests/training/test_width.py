@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +24,16 @@ from runtime.training.trainer import HELD_OUT, Outcome, Signals, Trainer
 from tests.training.undisturbed import run_undisturbed, slots, tiny_spec
 
 
-def connect(store: object, rank: int, size: int, name: str = "all", over: bool = False) -> Group:
+def connect(
+    store: object,
+    rank: int,
+    size: int,
+    name: str = "all",
+    over: bool = False,
+    called_off: Callable[[], bool] = lambda: False,
+) -> Group:
     at = ("127.0.0.1", store.port)
-    return Group.connect(at, name, rank, size, "127.0.0.1", torch.device("cpu"), lambda: over)
+    return Group.connect(at, name, rank, size, "127.0.0.1", torch.device("cpu"), lambda: over, called_off)
 
 
 def run_width(spec: JobSpec, folder: Path, shares: list[int]) -> tuple[list[list[Outcome]], list[TrainState]]:
@@ -144,7 +153,42 @@ def test_a_member_that_leaves_breaks_the_others_wait() -> None:
         second.barrier()
 
 
+@pytest.mark.parametrize("what", ["collective", "exchange"])
+def test_nobody_waits_for_a_member_that_hangs_once_that_is_known(what: str) -> None:
+    store, is_known = open_store("127.0.0.1"), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        first, hanging = pool.map(lambda rank: connect(store, rank, 2, called_off=is_known.is_set), range(2))
+
+        def wait() -> None:
+            if what == "collective":
+                first.barrier()
+            else:
+                first.exchange([], [(torch.zeros(3), 1, 0)])
+
+        waiting = pool.submit(wait)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        is_known.set()
+        with pytest.raises(PeerLost, match=r"told not to wait|called off"):
+            waiting.result(timeout=60)
+    first.close()
+    assert not first.is_open
+    hanging.close()
+
+
 def test_waiting_for_somebody_who_does_not_come_can_be_called_off() -> None:
     store = open_store("127.0.0.1")
     with pytest.raises(PeerLost, match="called off"):
         connect(store, 0, 2, "nobody", over=True)
+
+
+def test_bfloat16_is_the_same_at_any_width_and_near_float32(tmp_path: Path) -> None:
+    exact, _ = run_undisturbed(tiny_spec(steps=6), tmp_path)
+    spec = tiny_spec(steps=6, precision="bfloat16")
+    losses, alone = run_undisturbed(spec, tmp_path)
+    assert losses != exact
+    assert losses == pytest.approx(exact, rel=1e-2)
+    outcomes, states = run_width(spec, tmp_path, [1, 2])
+    assert [o.loss for o in outcomes[0]] == losses
+    assert torch.equal(states[0].dense.flat.buffer, alone.dense.flat.buffer)
+    assert alone.dense.flat.buffer.dtype == torch.float32

@@ -1,0 +1,223 @@
+"""Serving speed: our engine against transformers' `generate` and its continuous batching, and experts on three nodes.
+
+    python -m bench.serve [--gguf FILE] [--concurrency 1 8 32] [--rounds 3] [--device cuda] [--cpu-time] [--json FILE]
+
+Models: SmolLM2-135M if `--gguf` is given (`bench.served_models` says where from), and a small random MoE in OLMoE's
+shape; fp32 on a CPU, bf16 on a GPU. All requests are there at once, with prompts of 16 to 160 tokens and answers of 16
+to 96, greedy, every answer to its full length. Tokens a second count answers only. `generate` runs all requests as one
+batch, padded on the left, to the longest answer. Ours and the peers' rounds alternate, medians count. Nobody serves
+over HTTP here: what is compared is the engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.report import Row, argument_parser, publish, row
+from bench.served_models import olmoe, smollm2
+from bench.sharded import Sharded
+from runtime.moe.cache import SequenceCache
+from runtime.moe.experts import copied
+from runtime.moe.packed import packed, packed_expert
+from runtime.moe.reading import ModelFolder
+from runtime.serving.engine import Engine
+from runtime.serving.pages import Pages
+from runtime.serving.params import SamplingParams
+from runtime.serving.sequences import Sequence as Request
+from runtime.serving.sequences import StepScheduler
+
+STEP_TOKENS = 256
+SHARDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request: its prompt, and how many tokens its answer has."""
+
+    prompt: tuple[int, ...]
+    answer: int
+
+
+def mixed(count: int, vocab_size: int) -> list[Work]:
+    """The same `count` requests every time."""
+    chance = random.Random(count)
+    return [
+        Work(tuple(chance.randrange(300, min(vocab_size, 8000)) for _ in range(chance.randint(16, 160))), length)
+        for length in (chance.randint(16, 96) for _ in range(count))
+    ]
+
+
+class Ours:
+    """The engine over a folder, its experts in this process or on an executor that is given."""
+
+    def __init__(self, folder: Path, device: str, executor: Any = None) -> None:
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        with ModelFolder(folder, dtype) as opened:
+            self.model = packed(opened.dense_model().to(device))
+            self._experts = executor or opened.experts()
+        if executor is None:
+            bank = self._experts.experts
+            bank.update({key: packed_expert(expert) or copied(expert, device) for key, expert in bank.items()})
+        self._device, self._dtype = device, dtype
+
+    def run(self, works: Sequence[Work]) -> list[list[int]]:
+        """All answers. A new engine each time, so that no page of an earlier round helps."""
+        config, room = self.model.config, 64 * 512
+        pages = Pages(lambda n: SequenceCache(config, n, self._device, self._dtype), room, config.localised_filtering)
+        scheduler = StepScheduler(len(works), STEP_TOKENS, room, pages.open)
+        engine = Engine(self.model, self._experts, scheduler, pages, self._device)
+        requests = [Request(str(n), work.prompt, SamplingParams(work.answer)) for n, work in enumerate(works)]
+        for request in requests:
+            scheduler.add(request)
+        while scheduler.running or scheduler.waiting:
+            engine.step()
+        return [request.emitted for request in requests]
+
+
+class Transformers:
+    """The peer over the same folder."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        self.model.generation_config.eos_token_id = None
+        self._device = device
+
+    @torch.inference_mode()
+    def generate(self, works: Sequence[Work]) -> list[list[int]]:
+        """One padded batch, to the longest answer."""
+        width = max(len(work.prompt) for work in works)
+        ids = torch.tensor([[0] * (width - len(work.prompt)) + list(work.prompt) for work in works])
+        mask = torch.tensor([[0] * (width - len(work.prompt)) + [1] * len(work.prompt) for work in works])
+        out = self.model.generate(
+            ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            max_new_tokens=max(work.answer for work in works),
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return [said[width : width + work.answer].tolist() for said, work in zip(out, works, strict=True)]
+
+    def continuous(self, works: Sequence[Work]) -> list[list[int]]:
+        """`generate_batch`, which gives every request as many tokens as the longest wants."""
+        from transformers import GenerationConfig
+
+        settings = GenerationConfig(
+            max_new_tokens=max(work.answer for work in works), do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+        told = self.model.generate_batch([list(work.prompt) for work in works], generation_config=settings)
+        said = [told[key].generated_tokens for key in sorted(told, key=lambda key: int(key.rpartition("_")[2]))]
+        return [tokens[: work.answer] for tokens, work in zip(said, works, strict=True)]
+
+
+def rates(
+    works: Sequence[Work], rounds: int, now: Callable[[], float], *ways: Callable[[Sequence[Work]], Any]
+) -> list[float]:
+    """Answer tokens a second of each way, the median of alternating rounds after one to warm up."""
+    tokens = sum(work.answer for work in works)
+    took: list[list[float]] = [[] for _ in ways]
+    for number in range(rounds + 1):
+        for way, seconds in zip(ways, took, strict=True):
+            started = now()
+            way(works)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                seconds.append(now() - started)
+    return [tokens / statistics.median(seconds) for seconds in took]
+
+
+def against_transformers(name: str, folder: Path, options: argparse.Namespace) -> list[Row]:
+    """Ours and the peer at every concurrency."""
+    ours, peer = Ours(folder, options.device), Transformers(folder, options.device)
+    rows, now = [], time.process_time if options.cpu_time else time.perf_counter
+    for count in options.concurrency:
+        works = mixed(count, ours.model.config.vocab_size)
+        ways: dict[str, Callable[[Sequence[Work]], Any]] = {"generate": peer.generate}
+        if count > 1 and not options.no_continuous and _works(peer.continuous):
+            ways["generate_batch"] = peer.continuous
+        mine, *theirs = rates(works, options.rounds, now, ours.run, *ways.values())
+        for way, rate in zip(ways, theirs, strict=True):
+            goal = 1.3 if way == "generate_batch" else 1.0 if count == 1 else 2.0
+            figure = f"{name}, {count} at once"
+            rows.append(row(figure, "tokens/s", mine, f"transformers {way}", rate, at_least=goal, of="ratio"))
+            print(rows[-1], file=sys.stderr, flush=True)
+        alike = sum(a == b for a, b in zip(ours.run(works), peer.generate(works), strict=True))
+        rows.append(row(f"{name}, {count} at once: answers equal to generate's", "of 1", alike / count))
+    return rows
+
+
+def _works(way: Callable[[Sequence[Work]], Any]) -> bool:
+    try:
+        way([Work((300, 301, 302), 2)])
+        return True
+    except Exception as error:
+        print(f"transformers' continuous batching does not run here: {error!r}", file=sys.stderr)
+        return False
+
+
+def on_three_nodes(name: str, folder: Path, options: argparse.Namespace) -> list[Row]:
+    """Experts in three processes against all in one, which may use every core."""
+    alone = Ours(folder, options.device)
+    works = mixed(8, alone.model.config.vocab_size)
+    with Sharded(folder, SHARDS) as shards:
+        spread = Ours(folder, options.device, shards.executor)
+        hop_s = 0.0
+
+        def sharded(given: Sequence[Work]) -> None:
+            nonlocal hop_s
+            threads, before_s = torch.get_num_threads(), shards.plane.hop_s
+            torch.set_num_threads(1)
+            spread.run(given)
+            torch.set_num_threads(threads)
+            hop_s = shards.plane.hop_s - before_s
+
+        single, rate = rates(works, options.rounds, time.perf_counter, alone.run, sharded)
+    seconds = sum(work.answer for work in works) / rate
+    figure = f"{name}, 8 at once, experts on {SHARDS} nodes"
+    return [
+        row(figure, "tokens/s", rate, "one process", single, at_least=0.7, of="ratio"),
+        row(f"{figure}: share of time that waits for experts", "of 1", hop_s / seconds),
+    ]
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argument_parser(__doc__.splitlines()[0])
+    parser.add_argument("--gguf", type=Path, help="SmolLM2-135M-Instruct as GGUF")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count this process's CPU time, where others compute too"
+    )
+    parser.add_argument("--no-continuous", action="store_true", help="leave generate_batch out")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="fw-bench-") as name:
+        moe = olmoe(Path(name))
+        if options.gguf:
+            rows += against_transformers("SmolLM2-135M", smollm2(options.gguf, Path(name)), options)
+        rows += against_transformers("OLMoE-shaped", moe, options)
+        rows += on_three_nodes("OLMoE-shaped", moe, options)
+    publish("serve", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Jobs that could run on several kinds of device: as good as the mixed-integer program, and never beyond the bound."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.mixed_integer import by_node, by_width
+from scheduler.planning.allocation import Demand, allocate
+from scheduler.planning.candidates import Candidate, Key, Pooling
+from scheduler.planning.pooling import choose_pools
+
+LIMIT_S = 60.0
+
+
+def instance(seed: int, jobs: int, pools: int, most: int, widest: int) -> tuple[list[Candidate], dict[Key, int]]:
+    """Jobs with gangs, weights, curves and speeds of their own on each kind; some already run somewhere."""
+    rng = np.random.default_rng(seed)
+    capacities = {(f"s{pool // 2}", f"k{pool}"): int(rng.integers(1, most + 1)) for pool in range(pools)}
+    return [_candidate(rng, list(capacities), widest) for _ in range(jobs)], capacities
+
+
+def _candidate(rng: np.random.Generator, keys: list[Key], widest: int) -> Candidate:
+    widest = int(rng.integers(1, widest + 1))
+    first, exponent, weight = int(rng.integers(1, widest // 2 + 2)), rng.uniform(0.4, 1.0), rng.choice([0.5, 1, 1, 4])
+    usable = [key for key in keys if rng.random() < 0.75] or keys[:1]
+    widths = np.arange(first, widest + 1)
+    demands = {
+        key: Demand(first, weight * rng.uniform(0.2, 1.0) * widths**exponent * rng.uniform(0.8, 1.0, len(widths)))
+        for key in usable
+    }
+    return Candidate(demands, float(rng.choice([0.0, 0.0, -0.2, 0.3])))
+
+
+def counted(candidates: list[Candidate], capacities: dict[Key, int], found: Pooling) -> float:
+    """What the widths that were found are worth, once they have been seen to fit."""
+    used = dict.fromkeys(capacities, 0)
+    for pool, width in zip(found.pools, found.widths, strict=True):
+        used[pool] += width
+    assert all(used[key] <= capacity for key, capacity in capacities.items())
+    return sum(c.worth(p, w) for c, p, w in zip(candidates, found.pools, found.widths, strict=True))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_small_ones_are_the_optimum_of_the_mixed_integer_program(seed: int, jobs: int, pools: int) -> None:
+    candidates, capacities = instance(seed, jobs, pools, 12, 10)
+    found, best = choose_pools(candidates, capacities), by_width(candidates, capacities, LIMIT_S)
+    assert best.is_optimal
+    assert counted(candidates, capacities, found) == pytest.approx(found.value)
+    assert found.value >= best.value - 0.01 * abs(best.value), "within 1 %, whatever happens"
+    assert best.value <= found.bound + 1e-6
+    assert found.value == pytest.approx(best.value, abs=1e-6), "and here the optimum"
+    assert found.gap < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_larger_ones_are_within_one_per_cent(seed: int) -> None:
+    candidates, capacities = instance(seed, 40, 4, 60, 24)
+    found, best = choose_pools(candidates, capacities), by_width(candidates, capacities, 10.0)
+    assert counted(candidates, capacities, found) == pytest.approx(found.value)
+    assert best.value * 0.99 <= found.value <= found.bound
+    assert best.value <= found.bound + 1e-6
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_those_that_must_run_do_where_there_is_room_for_all(seed: int, must: int) -> None:
+    candidates, capacities = instance(seed, 6, 3, 12, 8)
+    roomy = {key: capacity + sum(_floor(c) for c in candidates[:must]) for key, capacity in capacities.items()}
+    forced = [Candidate(c.demands, -50.0, must_run=number < must) for number, c in enumerate(candidates)]
+    found = choose_pools(forced, roomy)
+    assert all(width > 0 for width in found.widths[:must])
+
+
+def _floor(candidate: Candidate) -> int:
+    return max(demand.first for demand in candidate.demands.values())
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_one_pool_is_the_optimum_of_the_mixed_integer_program(seed: int, jobs: int, capacity: int) -> None:
+    (key,) = keys = [("s", "k")]
+    rng = np.random.default_rng(seed)
+    candidates = [_candidate(rng, keys, 16) for _ in range(jobs)]
+    found = allocate([candidate.demand(key) for candidate in candidates], capacity)
+    best = by_width(candidates, {key: capacity}, LIMIT_S)
+    assert found is not None
+    assert best.is_optimal
+    assert found.value == pytest.approx(best.value, abs=1e-6)
+    assert found.gap < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_published_program_has_the_same_optimum(seed: int) -> None:
+    """One binary for each job and node, a job only growing or only shrinking."""
+    (key,) = keys = [("s", "k")]
+    rng = np.random.default_rng(seed)
+    candidates = [_candidate(rng, keys, 6) for _ in range(4)]
+    best = by_node(candidates, [2, 0, 3, 1], 10, LIMIT_S)
+    assert best.is_optimal
+    assert best.value == pytest.approx(by_width(candidates, {key: 10}, LIMIT_S).value)
+
+
+def test_several_kinds_give_the_same_answer_whatever_the_order_of_jobs() -> None:
+    candidates, capacities = instance(7, 8, 3, 12, 8)
+    found, turned = choose_pools(candidates, capacities), choose_pools(candidates[::-1], capacities)
+    assert found.value == pytest.approx(turned.value)
+    assert found == choose_pools(candidates, capacities)
