@@ -16,6 +16,7 @@ from typing import Any
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.fleet import ActorGone, Fleet, endpoint_name, first_line
 from runtime.serving.job_file import JobFile
+from runtime.serving.load_reports import report_loads
 from runtime.serving.rollout import Rollout, Up, decide
 from runtime.serving.routing import Address, ExpertId, Routing, table
 from runtime.serving.understudies import Understudies
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 PROGRESS_S = 1.0
-LOADS_S = 30.0
-"""How often the experts' loads are told: they are weighed at the next rescale, and change slowly."""
 PRESS_S = 2.0
 """So long before their deadline workers leave, whether or not their places are taken."""
 MAX_FAILED_STARTS = 6
@@ -75,6 +74,7 @@ class ServeController:
             self._fleet = Fleet(self._job, assignment.spec.name, assignment.spec.serve, self._actors, self._file)
             self._understudies = Understudies(self._fleet)
             self._spawn(self._run())
+            self._spawn(report_loads(self._job, self._up, self._fleet, self._reports))
         for worker in assignment.lost_workers:
             self._forget(worker)
         self._changed.set()
@@ -268,7 +268,6 @@ class ServeController:
         """Find dead workers, and say how the job does."""
         assert self._fleet is not None
         reported_s, tokens = time.monotonic(), None
-        loads_s = reported_s
         while not self._over:
             await asyncio.sleep(WATCH_S)
             await asyncio.gather(*(self._check(worker.slot) for worker in list(self._up.values())))
@@ -280,9 +279,6 @@ class ServeController:
                 self._report_progress(counts, tokens, now_s - reported_s)
                 tokens = counts["tokens"]
             reported_s = now_s
-            if now_s - loads_s >= LOADS_S:
-                loads_s = now_s
-                await self._report_loads()
 
     async def _check(self, slot: WorkerSlot) -> None:
         assert self._fleet is not None
@@ -316,15 +312,6 @@ class ServeController:
             width=len(self._up),
             metrics={**counts, "tokens_per_s": rate},
         )
-
-    async def _report_loads(self) -> None:
-        """Tokens of each expert, over all engines; one that has gone takes its count along."""
-        assert self._fleet is not None
-        engines = [name for name, worker in self._up.items() if worker.slot.role == "engine"]
-        counted = await asyncio.gather(*map(self._fleet.take_tokens, engines))
-        tokens = [sum(each) for each in zip(*filter(None, counted), strict=True)]
-        if any(tokens):
-            self._reports.expert_loads(self._job, tokens)
 
     # --- saying so ---------------------------------------------------------------------------------------------
 

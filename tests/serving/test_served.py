@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from protocol.models import ModelConfig
-from runtime.serving import controller
+from runtime.serving import load_reports
 from runtime.serving.text import TextCodec
 from runtime.site.controller import WorkerSlot
 from tests.serving.harness import Served, shard_slots, slot
@@ -74,12 +74,15 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("model") / "m"
     config = write_model(folder)
+    patched = pytest.MonkeyPatch()
+    patched.setattr(load_reports, "LOADS_S", 0.2)
     served = Served(folder, tmp_path_factory.mktemp("job"))
     workers = [slot("engine-0", "engine", "n9"), *shard_slots(config, 3, 2)]
     served.assign(workers, "start")
     reference = TextCodec.from_folder(folder).decode(greedy(folder, PROMPT, LENGTH))
     served.wait(lambda: served.call("job-1-gateway", "status")["understudies"], "an understudy")
     yield World(served, folder, config, reference, workers)
+    patched.undo()
     served.close()
     assert served.reports.all("ended")[0][0][1] == "cancelled"
 
@@ -91,8 +94,7 @@ def test_three_shards_say_what_one_process_says(world: World) -> None:
     assert world.served.call("engine-0", "status")["failovers"] == before
 
 
-def test_tokens_of_each_expert_are_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controller, "LOADS_S", 0.0)
+def test_tokens_of_each_expert_are_told(world: World) -> None:
     world.stream()
     world.served.wait(lambda: world.served.reports.all("expert_loads"), "the experts' loads told")
     (_, tokens), _ = world.served.reports.all("expert_loads")[-1]

@@ -1,0 +1,24 @@
+"""Tells the scheduler how many tokens each expert gets: the copies of busy experts are spread by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from runtime.serving.fleet import Fleet
+from runtime.serving.rollout import Up
+from runtime.site.controller import Reports
+
+LOADS_S = 30.0
+"""How often: loads are weighed at the next rescale, and change slowly."""
+
+
+async def report_loads(job: str, up: Mapping[str, Up], fleet: Fleet, reports: Reports) -> None:
+    """Report what the engines among those that are up counted, where there were tokens; again and again."""
+    while True:
+        await asyncio.sleep(LOADS_S)
+        engines = [name for name, worker in up.items() if worker.slot.role == "engine"]
+        counted = await asyncio.gather(*map(fleet.take_tokens, engines))
+        tokens = [sum(each) for each in zip(*filter(None, counted), strict=True)]
+        if any(tokens):
+            reports.expert_loads(job, tokens)
