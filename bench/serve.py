@@ -2,11 +2,11 @@
 
     python -m bench.serve [--gguf FILE] [--concurrency 1 8 32] [--rounds 3] [--device cuda] [--cpu-time] [--json FILE]
 
-Models: SmolLM2-135M if `--gguf` is given (`bench.served_models` says where from), and a small random MoE in OLMoE's
-shape; fp32 on a CPU, bf16 on a GPU. All requests are there at once, with prompts of 16 to 160 tokens and answers of 16
-to 96, greedy, every answer to its full length. Tokens a second count answers only. `generate` runs all requests as one
-batch, padded on the left, to the longest answer. Ours and the peers' rounds alternate, medians count. Nobody serves
-over HTTP here: what is compared is the engines.
+Models: SmolLM2-135M if `--gguf` is given (`bench.served_models` says where from), else random weights in its shape, and
+a small random MoE in OLMoE's shape; fp32 on a CPU, bf16 on a GPU. All requests are there at once, with prompts of 16 to
+160 tokens and answers of 16 to 96, greedy, every answer to its full length. Tokens a second count answers only.
+`generate` runs all requests as one batch, padded on the left, to the longest answer. Ours and the peers' rounds
+alternate, medians count. Nobody serves over HTTP here: what is compared is the engines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from bench.report import Row, argument_parser, publish, row
-from bench.served_models import olmoe, smollm2
+from bench.served_models import olmoe, smollm2, smollm2_shape
 from bench.sharded import Sharded
 from runtime.moe.expert_bank import BankExperts, ExpertBank
 from runtime.moe.key_value_pool import cache_factory
@@ -214,6 +214,8 @@ def main() -> None:
         moe = olmoe(Path(name))
         if options.gguf:
             rows += against_transformers("SmolLM2-135M", smollm2(options.gguf, Path(name)), options)
+        else:
+            rows += against_transformers("SmolLM2-135M's shape", smollm2_shape(Path(name)), options)
         rows += against_transformers("OLMoE-shaped", moe, options)
         rows += on_three_nodes("OLMoE-shaped", moe, options)
     publish("serve", rows, options.json)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import OlmoeConfig, OlmoeForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM
 
-from runtime.moe.gguf_import import import_gguf
 from runtime.moe.upcycling import upcycle
 
 EXPERTS, ACTIVE = 8, 2
@@ -21,6 +20,8 @@ EXPERTS, ACTIVE = 8, 2
 
 def smollm2(gguf: Path, folder: Path) -> Path:
     """The dense model as a Hugging Face folder in fp32."""
+    from runtime.moe.gguf_import import import_gguf
+
     import_gguf(gguf, folder / "smollm2")
     return folder / "smollm2"
 
@@ -29,6 +30,30 @@ def smollm2_with_experts(gguf: Path, folder: Path) -> Path:
     """The same model with every feed-forward block as 8 equal experts, 2 active: it says the very same."""
     upcycle(smollm2(gguf, folder), folder / "smollm2-moe", experts=EXPERTS, active=ACTIVE)
     return folder / "smollm2-moe"
+
+
+def smollm2_shape(folder: Path) -> Path:
+    """SmolLM2-135M with random weights: as fast as the real one. Byte tokens."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True,
+        pad_token_id=1,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    path = folder / "smollm2-shape"
+    LlamaForCausalLM(config).float().save_pretrained(path)
+    _byte_tokenizer(config.vocab_size).save(str(path / "tokenizer.json"))
+    return path
 
 
 def olmoe(folder: Path) -> Path:
