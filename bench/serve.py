@@ -28,9 +28,9 @@ import torch
 from bench.report import Row, argument_parser, publish, row
 from bench.served_models import olmoe, smollm2
 from bench.sharded import Sharded
-from runtime.moe.cache import SequenceCache
-from runtime.moe.experts import copied
-from runtime.moe.packed import packed, packed_expert
+from runtime.moe.expert_bank import BankExperts, ExpertBank
+from runtime.moe.key_value_pool import cache_factory
+from runtime.moe.packed import packed
 from runtime.moe.reading import ModelFolder
 from runtime.serving.engine import Engine
 from runtime.serving.pages import Pages
@@ -64,20 +64,20 @@ class Ours:
 
     def __init__(self, folder: Path, device: str, executor: Any = None) -> None:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        bank = ExpertBank(device, dtype)
         with ModelFolder(folder, dtype) as opened:
             self.model = packed(opened.dense_model().to(device))
-            self._experts = executor or opened.experts()
-        if executor is None:
-            bank = self._experts.experts
-            bank.update({key: packed_expert(expert) or copied(expert, device) for key, expert in bank.items()})
+            if executor is None:
+                bank.add(opened.experts().experts)
+        self._experts = executor or BankExperts(bank, self.model.config.experts)
         self._device, self._dtype = device, dtype
 
     def run(self, works: Sequence[Work]) -> list[list[int]]:
         """All answers. A new engine each time, so that no page of an earlier round helps."""
         config, room = self.model.config, 64 * 512
-        pages = Pages(lambda n: SequenceCache(config, n, self._device, self._dtype), room, config.localised_filtering)
+        pages = Pages(cache_factory(config, self._device, self._dtype), room, config.localised_filtering)
         scheduler = StepScheduler(len(works), STEP_TOKENS, room, pages.open)
-        engine = Engine(self.model, self._experts, scheduler, pages, self._device)
+        engine = Engine(self.model, self._experts, scheduler, pages)
         requests = [Request(str(n), work.prompt, SamplingParams(work.answer)) for n, work in enumerate(works)]
         for request in requests:
             scheduler.add(request)

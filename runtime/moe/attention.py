@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from protocol.models import ModelConfig
 from runtime.moe.cache import SequenceCache
 from runtime.moe.filtering import LocalisedFiltering
+from runtime.moe.key_value_pool import DecodeStep
 from runtime.moe.norm import RMSNorm
 from runtime.moe.packing import Packing
 from runtime.moe.rotary import Rotary
@@ -118,9 +119,12 @@ def _attend_each(
     caches: list[SequenceCache] | None,
     scoring: Scoring,
 ) -> Tensor:
-    parts = [q_THd[:0, :, : v_TGd.shape[2]]]
-    for n, (start, length) in enumerate(zip(packing.starts, packing.lengths, strict=True)):
-        rows = slice(start, start + length)
+    parts, together = [q_THd[:0, :, : v_TGd.shape[2]]], 0
+    if packing.step is not None and scoring.sinks is None:
+        together = packing.step.count
+        parts.append(_attend_step(q_THd[:together], k_TGd[:together], v_TGd[:together], packing.step, layer, scoring))
+    for n in range(together, len(packing.lengths)):
+        rows = slice(packing.starts[n], packing.starts[n] + packing.lengths[n])
         q, k, v = (x[rows].transpose(0, 1) for x in (q_THd, k_TGd, v_TGd))
         if caches is not None and scoring.value_size is not None:
             k, _ = caches[n].append(layer, k, v[..., :0])
@@ -130,6 +134,17 @@ def _attend_each(
         y_1HTd = _weighted(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), packing.offsets[n], scoring)
         parts.append(y_1HTd.squeeze(0).transpose(0, 1))
     return torch.cat(parts)
+
+
+def _attend_step(q_NHd: Tensor, k_NGd: Tensor, v_NGd: Tensor, step: DecodeStep, layer: int, scoring: Scoring) -> Tensor:
+    """Attention (N, H, d) of one new token a sequence. Query heads that share a key take the place of tokens."""
+    is_latent = scoring.value_size is not None
+    k_NGLd, v_NGLd = step.extended(layer, k_NGd, v_NGd[..., :0] if is_latent else v_NGd)
+    if is_latent:
+        v_NGLd = k_NGLd[..., : scoring.value_size]
+    q_NGRd = q_NHd.unflatten(1, (k_NGd.shape[1], -1))
+    seen = step.seen(scoring.window)
+    return scaled_dot_product_attention(q_NGRd, k_NGLd, v_NGLd, attn_mask=seen, scale=scoring.scale).flatten(1, 2)
 
 
 def _weighted(q_BHTd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, offset: int, scoring: Scoring) -> Tensor:

@@ -17,6 +17,7 @@ from protocol.models import ModelConfig
 from runtime.moe.attention import Attention
 from runtime.moe.cache import SequenceCache
 from runtime.moe.experts import ExpertExecutor, ExpertId, ExpertWeights, LocalExperts, expert_shapes
+from runtime.moe.key_value_pool import decode_step
 from runtime.moe.latent import LatentSelfAttention
 from runtime.moe.norm import RMSNorm
 from runtime.moe.packing import Packing
@@ -127,13 +128,13 @@ class MoeModel(nn.Module):
         Returns the logits (N, V) after the last token of each. Every part has at least one token. If the executor
         raises, the caches hold what they held before, and the same call may be made again.
         """
-        ids_T = torch.cat(list(parts))
-        packing = Packing(tuple(len(p) for p in parts), tuple(c.length for c in caches), ids_T.device)
+        ids_T = torch.cat(list(parts)).to(self.model.embed_tokens.weight.device)
+        lengths = tuple(len(part) for part in parts)
+        packing = Packing(lengths, tuple(c.length for c in caches), ids_T.device, decode_step(caches, lengths))
         hidden_TD = self.model(ids_T, packing, executor, list(caches))
         for cache, length in zip(caches, packing.lengths, strict=True):
             cache.advance(length)
-        last_N = packing.start_rows + torch.tensor(packing.lengths, device=ids_T.device) - 1
-        return self.lm_head(hidden_TD[last_N])
+        return self.lm_head(hidden_TD[packing.last_rows])
 
 
 def initial_tensor(name: str, shape: Sequence[int], layers: int, seed: int) -> Tensor:

@@ -12,14 +12,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from runtime.moe.key_value_pool import DecodeStep
+
 
 @dataclass(frozen=True)
 class Packing:
-    """`lengths[n]` new tokens of sequence n, which come after the `offsets[n]` tokens that its cache already holds."""
+    """`lengths[n]` new tokens of sequence n, which come after the `offsets[n]` tokens that its cache already holds.
+
+    `step`: the leading sequences with one new token, where they can be attended to together.
+    """
 
     lengths: tuple[int, ...]
     offsets: tuple[int, ...]
     device: torch.device
+    step: DecodeStep | None = None
 
     @staticmethod
     def uniform(sequences: int, length: int, device: torch.device) -> Packing:
@@ -38,7 +44,13 @@ class Packing:
     @cached_property
     def start_rows(self) -> Tensor:
         """`starts` as a tensor (N,)."""
-        return torch.tensor(self.starts, dtype=torch.long, device=self.device)
+        return torch.tensor(self.starts, dtype=torch.long).to(self.device)
+
+    @cached_property
+    def last_rows(self) -> Tensor:
+        """Row of each sequence's last new token, (N,)."""
+        ends = zip(self.starts, self.lengths, strict=True)
+        return torch.tensor([start + length - 1 for start, length in ends], dtype=torch.long).to(self.device)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -46,7 +58,7 @@ class Packing:
         if not self.lengths:
             return torch.empty(0, dtype=torch.long, device=self.device)
         ranges = zip(self.offsets, self.lengths, strict=True)
-        return torch.cat([torch.arange(start, start + count, device=self.device) for start, count in ranges])
+        return torch.cat([torch.arange(start, start + count) for start, count in ranges]).to(self.device)
 
     @cached_property
     def uniform_length(self) -> int | None:

@@ -59,12 +59,9 @@ class RemoteExperts:
 class Engine:
     """Continues sequences token by token. Not thread-safe: one thread adds, cancels and steps."""
 
-    def __init__(
-        self, model: Model, experts: ExpertExecutor, scheduler: StepScheduler, pages: Pages, device: str = "cpu"
-    ) -> None:
+    def __init__(self, model: Model, experts: ExpertExecutor, scheduler: StepScheduler, pages: Pages) -> None:
         self._model = model
         self._experts = experts
-        self._device = device
         self.scheduler = scheduler
         self.pages = pages
 
@@ -75,7 +72,7 @@ class Engine:
         return self._postprocess(chunks, self._run(chunks)) if chunks else []
 
     def _run(self, chunks: list[Chunk]) -> torch.Tensor:
-        parts = [torch.tensor(c.sequence.tokens(c.start, c.end), device=self._device) for c in chunks]
+        parts = [torch.tensor(c.sequence.tokens(c.start, c.end)) for c in chunks]
         logits_NV = self._model.extend(parts, [c.sequence.cache for c in chunks], self._experts)
         return logits_NV.float().cpu()
 

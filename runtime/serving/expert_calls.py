@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, slots=True)
 class ExpertCall:
-    """`token_P[p]` is the row of `x_TD` that goes through expert `expert_P[p]`; pairs of one expert lie together."""
+    """`token_P[p]` is the row of `x_TD` that goes through expert `expert_P[p]`; experts ascend."""
 
     layer: int
     x_TD: torch.Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -29,17 +29,15 @@ class ExpertStore(Protocol):
     def loaded(self) -> frozenset[ExpertId]:
         """What is in memory now."""
 
-    def apply(self, layer: int, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
-        """`x_ND` through one expert. Raises `KeyError` if it is not loaded."""
+    def run(self, layer: int, x_PD: torch.Tensor, experts: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
+        """The first `counts[0]` rows through `experts[0]`, and so on, (P, D); experts ascend. Raises `KeyError` if one
+        is not loaded."""
 
 
 def answer(store: ExpertStore, call: ExpertCall) -> torch.Tensor:
     """`y_PD`: each pair's token through its expert. Raises `KeyError` where an expert is not loaded."""
     experts, counts = torch.unique_consecutive(call.expert_P, return_counts=True)
-    rows_PD = call.x_TD.index_select(0, call.token_P)
-    parts = rows_PD.split(counts.tolist())
-    done = [store.apply(call.layer, e, rows_ND) for e, rows_ND in zip(experts.tolist(), parts, strict=True)]
-    return done[0] if len(done) == 1 else torch.cat(done)
+    return store.run(call.layer, call.x_TD.index_select(0, call.token_P), experts.tolist(), counts.tolist())
 
 
 class ShardServer:

@@ -7,18 +7,17 @@ What they return travels through Ray, so it is made of plain values. Faults of t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from protocol.models import ModelConfig
-from runtime.moe.cache import SequenceCache
 from runtime.moe.checkpoint import DamagedCheckpoint, ModelFolder
 from runtime.moe.description import describe, examine
-from runtime.moe.experts import AnyExpert, copied
-from runtime.moe.packed import PackedExpert, packed, packed_expert
+from runtime.moe.expert_bank import ExpertBank
+from runtime.moe.key_value_pool import cache_factory
+from runtime.moe.packed import packed
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.dataplane import ExpertPlane
 from runtime.serving.device import Device
@@ -43,36 +42,29 @@ class FolderExperts:
     def __init__(self, folder: Path, device: Device) -> None:
         self._folder = folder
         self._device = device
-        self._experts: dict[ExpertId, AnyExpert | PackedExpert] = {}
+        self._bank = ExpertBank(device.name, device.dtype)
 
     def load(self, experts: Iterable[ExpertId]) -> int:
         """Have these experts too; the bytes read. Raises `DamagedCheckpoint`."""
-        wanted = [expert for expert in experts if expert not in self._experts]
+        wanted = [expert for expert in experts if expert not in self._bank.held]
         if not wanted:
             return 0
         with ModelFolder(self._folder, self._device.dtype) as folder:
-            read, fresh = 0, {}
-            for key in wanted:
-                expert = folder.expert(key)
-                read += sum(matrix.nbytes for matrix in expert)
-                # copied, so that no call waits for the disk and the folder may be replaced
-                fresh[key] = packed_expert(expert) or copied(expert, self._device.name)
-        self._experts = {**self._experts, **fresh}
-        return read
+            read = {key: folder.expert(key) for key in wanted}
+            self._bank.add(read)  # a copy, so that no call waits for the disk and the folder may be replaced
+            return sum(matrix.nbytes for expert in read.values() for matrix in expert)
 
     def drop(self, experts: Iterable[ExpertId]) -> None:
         """Free these experts' memory."""
-        gone = set(experts)
-        self._experts = {key: weights for key, weights in self._experts.items() if key not in gone}
+        self._bank.drop(experts)
 
     def loaded(self) -> frozenset[ExpertId]:
         """What is in memory now."""
-        return frozenset(self._experts)
+        return self._bank.held
 
-    def apply(self, layer: int, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
-        """`x_ND` through one expert. Raises `KeyError` if it is not loaded."""
-        weights = self._experts[layer, expert]
-        return weights(x_ND.to(self._device.name, self._device.dtype)).to(x_ND.dtype)
+    def run(self, layer: int, x_PD: torch.Tensor, experts: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
+        """See `ExpertBank.run`."""
+        return self._bank.run(layer, x_PD, experts, counts)
 
 
 class ShardWorker:
@@ -168,9 +160,6 @@ class EngineWorker:
         """See `RemoteExperts.take_tokens`; none before the model is loaded."""
         return self._experts.take_tokens() if self._experts else []
 
-    def _new_cache(self, config: ModelConfig) -> Callable[[int], SequenceCache]:
-        return lambda capacity: SequenceCache(config, capacity, self._device.name, self._device.dtype)
-
     def _build(self) -> EngineServer:
         try:
             examine(self._folder)
@@ -179,8 +168,9 @@ class EngineWorker:
         except (DamagedCheckpoint, OSError) as error:
             raise ModelUnusable(str(error)) from None
         config, tokens = model.config, self._max_batch * self._max_length
-        pages = Pages(self._new_cache(config), tokens, config.localised_filtering)
+        new_cache = cache_factory(config, self._device.name, self._device.dtype)
+        pages = Pages(new_cache, tokens, config.localised_filtering)
         scheduler = StepScheduler(self._max_batch, STEP_TOKENS, tokens, pages.open)
         self._experts = RemoteExperts(self._plane, config.expert_layers, config.experts)
-        engine = Engine(model, self._experts, scheduler, pages, self._device.name)
+        engine = Engine(model, self._experts, scheduler, pages)
         return EngineServer(engine, config.vocab_size, self._secret, self._host)

@@ -14,7 +14,12 @@ from fallow import processes
 from fallow.errors import FallowError
 from fallow.processes import Part
 
-WRITES_READY = 'import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(\'{"address": "a"}\'); time.sleep(60)'
+WRITES_READY = """
+import os, pathlib, sys, time
+pathlib.Path(sys.argv[1] + "~").write_text('{"address": "a"}')
+os.replace(sys.argv[1] + "~", sys.argv[1])
+time.sleep(60)
+"""
 HAS_A_CHILD = "import os, time; os.setsid() if os.fork() == 0 else None; time.sleep(60)"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from runtime.moe.checkpoint import ModelFolder
 from runtime.moe.description import examine
 from runtime.moe.experts import LocalExperts
 from runtime.moe.families import FAMILIES
+from runtime.moe.key_value_pool import pooled_caches
 from runtime.moe.model import MoeModel
 from tests.moe.hf_models import VARIANTS, saved
 
@@ -65,8 +67,11 @@ def test_decoding_with_a_cache(both: tuple[Any, MoeModel, LocalExperts]) -> None
         close(model.extend([rows[0, start:end]], [cache], experts)[0], held.logits[0, -1])
 
 
+@pytest.mark.parametrize("is_pooled", [False, True])
 @torch.no_grad()
-def test_sequences_of_mixed_lengths_against_a_padded_batch(both: tuple[Any, MoeModel, LocalExperts]) -> None:
+def test_sequences_of_mixed_lengths_against_a_padded_batch(
+    both: tuple[Any, MoeModel, LocalExperts], is_pooled: bool
+) -> None:
     theirs, model, experts = both
     rows, longest = [ids(n, seed=n) for n in LENGTHS], max(LENGTHS)
     padded, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
@@ -74,7 +79,8 @@ def test_sequences_of_mixed_lengths_against_a_padded_batch(both: tuple[Any, MoeM
         padded[n, longest - len(row) :], mask[n, longest - len(row) :] = row, 1
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     held = theirs(padded, attention_mask=mask, position_ids=positions, use_cache=True)
-    caches = [SequenceCache(model.config) for _ in rows]
+    new_cache = pooled_caches(model.config, "cpu", torch.float32) if is_pooled else partial(SequenceCache, model.config)
+    caches = [new_cache(8) for _ in rows]
     close(model.extend(rows, caches, experts), held.logits[:, -1])
     following = ids(len(rows), 1, seed=9)
     mask = torch.cat((mask, torch.ones(len(rows), 1, dtype=torch.long)), dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from protocol.models import ModelConfig
 from runtime.moe.cache import SequenceCache
 from runtime.moe.experts import LocalExperts
+from runtime.moe.key_value_pool import pooled_caches
 from runtime.moe.model import MoeModel, all_experts, initial_expert, initial_experts, initialise_dense
 from tests.moe import reference
 
@@ -46,10 +49,13 @@ def test_logits_equal_the_float64_reference(name: str) -> None:
         assert torch.allclose(row, expected, atol=2e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("is_pooled", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_any_split_into_prompt_chunks_and_decode_steps_gives_the_same_logits(name: str, data: st.DataObject) -> None:
+def test_any_split_into_prompt_chunks_and_decode_steps_gives_the_same_logits(
+    name: str, is_pooled: bool, data: st.DataObject
+) -> None:
     config = VARIANTS[name]
     model, experts = lively(config)
     count = data.draw(st.integers(1, 3))
@@ -57,7 +63,8 @@ def test_any_split_into_prompt_chunks_and_decode_steps_gives_the_same_logits(nam
     sequences = [
         torch.randint(0, 50, (data.draw(length),), generator=torch.Generator().manual_seed(n)) for n in range(count)
     ]
-    caches = [SequenceCache(config, capacity=2) for _ in sequences]
+    new_cache = pooled_caches(config, "cpu", torch.float32) if is_pooled else partial(SequenceCache, config)
+    caches = [new_cache(2) for _ in sequences]
     done = [0] * count
     while any(d < len(s) for d, s in zip(done, sequences, strict=True)):
         active = [n for n in range(count) if done[n] < len(sequences[n])]

@@ -240,6 +240,24 @@ def test_curves_and_costs_are_learnt() -> None:
     assert [(r.cause, r.width) for r in world.job(job).rescales] == [("start", 4), ("reclaim", 3)]
 
 
+def test_a_restarted_site_that_says_anew_what_it_reached_counts_no_rescale() -> None:
+    world = World()
+    world.add_site()
+    world.add_nodes(2)
+    job = world.submit(needs=TWO_TO_FOUR)
+    world.run(5.0)
+    world.add_nodes(1, prefix="later")
+    world.run(5.0)
+    before = world.job(job)
+    assert [(r.cause, r.width) for r in before.rescales] == [("start", 2), ("grow", 3)]
+    said = events.AssignmentReached(
+        at_s=world.clock.now_s(), job=job, revision=before.reached_revision, cause="grow", width=3, stall_s=0.0
+    )
+    world.loop.post(said)
+    world.turn()
+    assert world.job(job).rescales == before.rescales
+
+
 def test_losses_by_reclaim_and_lost_steps_are_counted() -> None:
     world = World()
     world.add_site()

@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from runtime.moe.experts import ExpertWeights, LocalExperts
+from runtime.moe.experts import ExpertWeights, LocalExperts, run_segments
 from runtime.serving import wire
 from runtime.serving.dataplane import ExpertPlane, PlaneClosed
 from runtime.serving.engine import RemoteExperts
@@ -39,10 +39,10 @@ class Bank:
         self.go = threading.Event()
         self.go.set()
 
-    def apply(self, layer: int, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
-        weights = self.held[layer, expert]
+    def run(self, layer: int, x_PD: torch.Tensor, experts: list[int], counts: list[int]) -> torch.Tensor:
+        weights = [self.held[layer, expert] for expert in experts]
         self.go.wait(30)
-        return weights(x_ND)
+        return run_segments(x_PD, counts, weights)
 
 
 class Shards:
