@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from scheduler.domain.cluster import Lease, LeaseKey
 from scheduler.domain.jobs import Role, WorkerSlot
 from scheduler.planning.lasting import Lasting
+from scheduler.planning.stock import SERVING_FOR_S, TRAINING_FOR_S, Place, Stock, place_of
 from scheduler.planning.view import Spot
 
 APART = (Role.ENGINE, Role.SHARD)
 """Roles whose workers stand in for each other, and so must not be lost together."""
-
-TRAINING_FOR_S = 900.0
-SERVING_FOR_S = 3600.0
-"""A node is the better, the likelier it lasts so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +27,16 @@ class Ground:
 
 
 def choose_spots(
-    role: Role, count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], ground: Ground, copies: int = 1
+    role: Role, count: int, stock: Stock, mates: Sequence[WorkerSlot], ground: Ground, copies: int = 1
 ) -> tuple[Spot, ...]:
     """At most `count` of the free spots for new workers of a role, beside the job's other workers `mates`.
 
     `copies`: how many workers of the role stand in for each other.
     """
     if role in APART:
-        return _apart(role, count, free, mates, ground, copies)
-    return _together(count, free, mates, ground)
+        return _apart(role, count, stock, mates, ground, copies)
+    cohorts = {ground.leases[slot.lease].cohort for slot in mates if slot.lease in ground.leases}
+    return tuple(islice(stock.together((slot.lease for slot in mates), cohorts), count))
 
 
 def choose_leavers(role: Role, count: int, slots: Sequence[WorkerSlot], ground: Ground) -> tuple[WorkerSlot, ...]:
@@ -73,46 +72,8 @@ def _for_s(role: Role) -> float:
     return SERVING_FOR_S if role in APART else TRAINING_FOR_S
 
 
-def _together(count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], ground: Ground) -> tuple[Spot, ...]:
-    """Few cohorts: those that the job is in already, then the one that is likeliest to last, the largest of equals."""
-    home_cohorts = {ground.leases[slot.lease].cohort for slot in mates if slot.lease in ground.leases}
-    home_leases = {slot.lease for slot in mates}
-    by_cohort = _by_cohort(free)
-
-    def rank(cohort: str) -> tuple[bool, float, int, str]:
-        spots = by_cohort[cohort]
-        chance = ground.lasting.chance(spots[0].lease, TRAINING_FOR_S)
-        return cohort not in home_cohorts, -chance, -len(spots), cohort
-
-    chosen: list[Spot] = []
-    for cohort in sorted(by_cohort, key=rank):
-        missing = count - len(chosen)
-        if missing <= 0:
-            break
-        chosen += _best_of(by_cohort[cohort], missing, home_leases, ground)
-    return tuple(chosen)
-
-
-def _best_of(spots: list[Spot], count: int, home_leases: set[LeaseKey], ground: Ground) -> list[Spot]:
-    """Of one cohort: leases that the job is on already, then what lasts, then whole nodes."""
-    sizes = Counter(spot.lease.key for spot in spots)
-
-    def rank(spot: Spot) -> tuple[bool, float, int, tuple[LeaseKey, str]]:
-        chance = ground.lasting.chance(spot.lease, TRAINING_FOR_S)
-        return spot.lease.key not in home_leases, -chance, -sizes[spot.lease.key], spot.id
-
-    return sorted(spots, key=rank)[:count]
-
-
-def _by_cohort(spots: Iterable[Spot]) -> dict[str, list[Spot]]:
-    by_cohort: dict[str, list[Spot]] = {}
-    for spot in spots:
-        by_cohort.setdefault(spot.lease.cohort, []).append(spot)
-    return by_cohort
-
-
 def _apart(
-    role: Role, count: int, free: Sequence[Spot], mates: Sequence[WorkerSlot], ground: Ground, copies: int
+    role: Role, count: int, stock: Stock, mates: Sequence[WorkerSlot], ground: Ground, copies: int
 ) -> tuple[Spot, ...]:
     """Different nodes, no cohort with more than its share of the stand-ins; then the nodes that last."""
     same = [slot.lease for slot in mates if slot.role is role]
@@ -120,28 +81,20 @@ def _apart(
     nodes, cohorts = Counter(key.node for key in same), Counter(leases[key].cohort for key in same if key in leases)
     others = Counter(slot.lease.node for slot in mates)
     share = max(1, (len(same) + count) // (2 * copies))
-    chances = {spot.id: round(ground.lasting.chance(spot.lease, SERVING_FOR_S), 3) for spot in free}
-    left = sorted(free, key=lambda s: (-chances[s.id], s.id))
-    chosen: list[Spot] = []
-    while left and len(chosen) < count:
-        spot = min(
-            left,
-            key=lambda s: (
-                nodes[s.lease.key.node],
-                _over(cohorts[s.lease.cohort], share),
-                others[s.lease.key.node],
-                -chances[s.id],
-                cohorts[s.lease.cohort],
-                s.id,
-            ),
-        )
-        left.remove(spot)
-        chosen.append(spot)
-        nodes[spot.lease.key.node] += 1
-        cohorts[spot.lease.cohort] += 1
-        others[spot.lease.key.node] += 1
-    return tuple(chosen)
 
+    def rank(spot: Spot) -> tuple[int, int, int, float, int, Place]:
+        node, cohort = spot.lease.key.node, spot.lease.cohort
+        over = max(0, cohorts[cohort] + 1 - share)
+        return nodes[node], over, others[node], -stock.chance(spot), cohorts[cohort], place_of(spot)
 
-def _over(count: int, share: int) -> int:
-    return max(0, count + 1 - share)
+    chosen: dict[Place, Spot] = {}
+    while len(chosen) < count:
+        open_spots = (spot for spot in stock.apart(others, cohorts) if place_of(spot) not in chosen)
+        best = min(open_spots, key=rank, default=None)
+        if best is None:
+            break
+        chosen[place_of(best)] = best
+        nodes[best.lease.key.node] += 1
+        cohorts[best.lease.cohort] += 1
+        others[best.lease.key.node] += 1
+    return tuple(chosen.values())

@@ -22,7 +22,8 @@ from scheduler.planning.exploring import admit_exploring
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.placement import Ground
 from scheduler.planning.shaping import Shape, count_leavers, host_experts, move, shape
-from scheduler.planning.view import PoolKey, Spot, Standing, View, look
+from scheduler.planning.stock import Stock
+from scheduler.planning.view import PoolKey, Standing, View, look
 
 Admit = Callable[[View, tuple[Withheld, ...]], Admission]
 """Decides who runs and how wide; where their workers go is not its business."""
@@ -107,29 +108,25 @@ def _ground(view: View) -> Ground:
 
 
 def _shape_all(claims: tuple[Claim, ...], view: View, draft: _Draft) -> None:
-    free: dict[PoolKey, list[Spot]] = {key: list(pool.free) for key, pool in view.pools.items()}
-    expected = {key: pool.emptying for key, pool in view.pools.items()}
     ground = _ground(view)
+    stocks = {key: Stock(pool.free, ground.lasting) for key, pool in view.pools.items()}
+    expected = {key: pool.emptying for key, pool in view.pools.items()}
     for claim in claims:
         expected[claim.pool] += 0 if claim.is_move else count_leavers(claim)
     for claim in sorted(claims, key=lambda c: c.standing.order[1:]):
-        claim, shaped = _shape(claim, free, expected, ground)
-        if shaped.taken:
-            taken = {spot.id for spot in shaped.taken}
-            free[claim.pool] = [spot for spot in free[claim.pool] if spot.id not in taken]
-        _give(claim, shaped, view, draft)
+        _give(*_shape(claim, stocks, expected, ground), view, draft)
 
 
 def _shape(
-    claim: Claim, free: Mapping[PoolKey, list[Spot]], expected: Mapping[PoolKey, int], ground: Ground
+    claim: Claim, stocks: Mapping[PoolKey, Stock], expected: Mapping[PoolKey, int], ground: Ground
 ) -> tuple[Claim, Shape]:
     """The job's workers; where it is, if there is no room yet in the pool that it is to move to."""
     if claim.is_move:
-        moved = move(claim, free[claim.pool], ground)
+        moved = move(claim, stocks[claim.pool], ground)
         if moved or not claim.home:
             return claim, moved or Shape(None)
         claim = claim.home
-    return claim, shape(claim, free[claim.pool], expected[claim.pool], ground)
+    return claim, shape(claim, stocks[claim.pool], expected[claim.pool], ground)
 
 
 def _give(claim: Claim, shaped: Shape, view: View, draft: _Draft) -> None:

@@ -14,6 +14,7 @@ from scheduler.planning.claims import Claim
 from scheduler.planning.experts import assign_owners
 from scheduler.planning.fit import expert_slots, worker_bytes
 from scheduler.planning.placement import Ground, choose_leavers, choose_spots
+from scheduler.planning.stock import Stock
 from scheduler.planning.view import Spot
 
 SPARE = 4
@@ -22,7 +23,7 @@ SPARE = 4
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The workers that a job is to have, and which spots the new ones take; `slots` is None if it is below minimum."""
+    """The workers that a job is to have (None if it is below minimum), and which spots the new ones took."""
 
     slots: tuple[WorkerSlot, ...] | None
     taken: tuple[Spot, ...] = ()
@@ -62,8 +63,8 @@ def leavers_of(claim: Claim, ground: Ground) -> tuple[WorkerSlot, ...]:
     return tuple(leavers)
 
 
-def shape(claim: Claim, free: Sequence[Spot], expected: int, ground: Ground) -> Shape:
-    """The job's workers, with new ones on `free` spots only.
+def shape(claim: Claim, stock: Stock, expected: int, ground: Ground) -> Shape:
+    """The job's workers, new ones on spots that are taken from the stock.
 
     `expected` devices will be free soon: workers on draining leases are held for them where the job would else be
     below its minimum.
@@ -76,15 +77,16 @@ def shape(claim: Claim, free: Sequence[Spot], expected: int, ground: Ground) -> 
         have = sum(slot.role is role for slot in slots)
         spots: tuple[Spot, ...] = ()
         if target > have:
-            large, gone = worker_bytes(job.shape, role, target), {spot.id for spot in taken}
-            open_spots = [s for s in free if s.device.memory_bytes >= large and (not gone or s.id not in gone)]
-            spots = choose_spots(role, target - have, open_spots, slots, ground, job.copies)
+            large_enough = stock.fitting(worker_bytes(job.shape, role, target))
+            spots = choose_spots(role, target - have, large_enough, slots, ground, job.copies)
+            stock.take(spots)
         slots += _new_slots(job, role, spots, len(taken))
         taken += spots
         missing = claim.floors[role] - have - len(spots)
         if missing > 0:
             held = standing.leaving_as(role)[:missing]
             if len(held) < missing or expected < missing:
+                stock.give_back(taken)
                 return Shape(None)
             slots, expected = [*slots, *held], expected - missing
     if job.assignment and slots == list(job.assignment.workers):
@@ -92,11 +94,16 @@ def shape(claim: Claim, free: Sequence[Spot], expected: int, ground: Ground) -> 
     return Shape(host_experts(job, slots, ground), tuple(taken))
 
 
-def move(claim: Claim, free: Sequence[Spot], ground: Ground) -> Shape | None:
-    """All of the job's workers anew on `free` spots of another pool; None if they do not all fit there now."""
+def move(claim: Claim, stock: Stock, ground: Ground) -> Shape | None:
+    """All of the job's workers anew on spots of another pool; None if they do not all fit there now."""
+    if len(stock) < claim.width:
+        return None
     arriving = replace(claim.standing, staying=(), leaving=(), lost=())
-    shaped = shape(replace(claim, standing=arriving), free, 0, ground)
-    return shaped if len(shaped.taken) == claim.width else None
+    shaped = shape(replace(claim, standing=arriving), stock, 0, ground)
+    if len(shaped.taken) == claim.width:
+        return shaped
+    stock.give_back(shaped.taken)
+    return None
 
 
 def _new_slots(job: Job, role: Role, spots: Sequence[Spot], first: int) -> list[WorkerSlot]:
