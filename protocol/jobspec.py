@@ -214,6 +214,10 @@ class ServePart(Part):
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 16
     max_length: Annotated[int, Field(ge=2, le=10_000_000)] = 1024
     queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    idle_s: Annotated[float, Field(ge=1, le=1e9)] | None = Field(
+        default=None,
+        description="after so long without a request it gives all nodes up, until the next one; none: never",
+    )
     host: Text = Field(default="127.0.0.1", description="address of the site's machine that the endpoint listens on")
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(default=0, description="0: any free port")
     api_key: Annotated[str, StringConstraints(min_length=8, max_length=512)] | None = Field(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protocol import common_pb2 as protocol_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protocol/site.proto\x12\tfallow.v1\x1a\x15protocol/common.proto\"\xcb\x04\n\x0bSiteMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.fallow.v1.SiteHelloH\x00\x12*\n\nnode_ready\x18\x02 \x01(\x0b\x32\x14.fallow.v1.NodeReadyH\x00\x12(\n\tnode_gone\x18\x03 \x01(\x0b\x32\x13.fallow.v1.NodeGoneH\x00\x12/\n\x07reached\x18\x04 \x01(\x0b\x32\x1c.fallow.v1.AssignmentReachedH\x00\x12*\n\x06worker\x18\x05 \x01(\x0b\x32\x18.fallow.v1.WorkerChangedH\x00\x12*\n\x08progress\x18\x06 \x01(\x0b\x32\x16.fallow.v1.JobProgressH\x00\x12(\n\twork_lost\x18\x07 \x01(\x0b\x32\x13.fallow.v1.WorkLostH\x00\x12$\n\x05\x65nded\x18\x08 \x01(\x0b\x32\x13.fallow.v1.JobEndedH\x00\x12\"\n\x03log\x18\t \x01(\x0b\x32\x13.fallow.v1.LogLinesH\x00\x12/\n\x07refused\x18\n \x01(\x0b\x32\x1c.fallow.v1.AssignmentRefusedH\x00\x12*\n\x08\x65ndpoint\x18\x0b \x01(\x0b\x32\x16.fallow.v1.JobEndpointH\x00\x12-\n\theartbeat\x18\x0c \x01(\x0b\x32\x18.fallow.v1.SiteHeartbeatH\x00\x12.\n\x0c\x65xpert_loads\x18\r \x01(\x0b\x32\x16.fallow.v1.ExpertLoadsH\x00\x42\x06\n\x04\x62ody\"y\n\tSiteHello\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x13\n\x0bray_address\x18\x04 \x01(\t\x12\x11\n\tray_token\x18\x05 \x01(\t\x12\x13\n\x0bray_version\x18\x06 \x01(\t\"\x0f\n\rSiteHeartbeat\"A\n\tNodeReady\x12\"\n\x05lease\x18\x01 \x01(\x0b\x32\x13.fallow.v1.LeaseRef\x12\x10\n\x08ray_node\x18\x02 \x01(\t\".\n\x08NodeGone\x12\"\n\x05lease\x18\x01 \x01(\x0b\x32\x13.fallow.v1.LeaseRef\"\x87\x01\n\x11\x41ssignmentReached\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05width\x18\x03 \x01(\x05\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\x12\x0f\n\x07stall_s\x18\x05 \x01(\x01\x12\x13\n\x0b\x62ytes_moved\x18\x06 \x01(\x03\x12\x0f\n\x07\x61t_step\x18\x07 \x01(\x03\"U\n\x11\x41ssignmentRefused\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12!\n\x06reason\x18\x03 \x01(\x0b\x32\x11.fallow.v1.Reason\"o\n\rWorkerChanged\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\"\n\x05lease\x18\x03 \x01(\x0b\x32\x13.fallow.v1.LeaseRef\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\xdb\x01\n\x0bJobProgress\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0c\n\x04rate\x18\x05 \x01(\x01\x12\x11\n\trate_unit\x18\x06 \x01(\t\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x34\n\x07metrics\x18\x08 \x03(\x0b\x32#.fallow.v1.JobProgress.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"*\n\x0b\x45xpertLoads\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\x04\"F\n\x08WorkLost\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\"I\n\x08JobEnded\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06output\x18\x04 \x01(\t\"6\n\x08LogLines\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05lines\x18\x03 \x03(\t\"\'\n\x0bJobEndpoint\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"\x89\x01\n\x0bSiteCommand\x12\'\n\x06\x61ssign\x18\x01 \x01(\x0b\x32\x15.fallow.v1.AssignmentH\x00\x12 \n\x03\x65nd\x18\x02 \x01(\x0b\x32\x11.fallow.v1.EndJobH\x00\x12\'\n\x06\x66orget\x18\x03 \x01(\x0b\x32\x15.fallow.v1.ForgetNodeH\x00\x42\x06\n\x04\x62ody\"\xb3\x01\n\nAssignment\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12&\n\x07workers\x18\x04 \x03(\x0b\x32\x15.fallow.v1.WorkerSlot\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x12\x17\n\ndeadline_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0clost_workers\x18\x07 \x03(\tB\r\n\x0b_deadline_s\"$\n\x06\x45ndJob\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"0\n\nForgetNode\x12\"\n\x05lease\x18\x01 \x01(\x0b\x32\x13.fallow.v1.LeaseRef2L\n\x0bSiteService\x12=\n\x07Session\x12\x16.fallow.v1.SiteMessage\x1a\x16.fallow.v1.SiteCommand(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protocol/site.proto\x12\tfallow.v1\x1a\x15protocol/common.proto\"\xcb\x04\n\x0bSiteMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.fallow.v1.SiteHelloH\x00\x12*\n\nnode_ready\x18\x02 \x01(\x0b\x32\x14.fallow.v1.NodeReadyH\x00\x12(\n\tnode_gone\x18\x03 \x01(\x0b\x32\x13.fallow.v1.NodeGoneH\x00\x12/\n\x07reached\x18\x04 \x01(\x0b\x32\x1c.fallow.v1.AssignmentReachedH\x00\x12*\n\x06worker\x18\x05 \x01(\x0b\x32\x18.fallow.v1.WorkerChangedH\x00\x12*\n\x08progress\x18\x06 \x01(\x0b\x32\x16.fallow.v1.JobProgressH\x00\x12(\n\twork_lost\x18\x07 \x01(\x0b\x32\x13.fallow.v1.WorkLostH\x00\x12$\n\x05\x65nded\x18\x08 \x01(\x0b\x32\x13.fallow.v1.JobEndedH\x00\x12\"\n\x03log\x18\t \x01(\x0b\x32\x13.fallow.v1.LogLinesH\x00\x12/\n\x07refused\x18\n \x01(\x0b\x32\x1c.fallow.v1.AssignmentRefusedH\x00\x12*\n\x08\x65ndpoint\x18\x0b \x01(\x0b\x32\x16.fallow.v1.JobEndpointH\x00\x12-\n\theartbeat\x18\x0c \x01(\x0b\x32\x18.fallow.v1.SiteHeartbeatH\x00\x12.\n\x0c\x65xpert_loads\x18\r \x01(\x0b\x32\x16.fallow.v1.ExpertLoadsH\x00\x42\x06\n\x04\x62ody\"y\n\tSiteHello\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x13\n\x0bray_address\x18\x04 \x01(\t\x12\x11\n\tray_token\x18\x05 \x01(\t\x12\x13\n\x0bray_version\x18\x06 \x01(\t\"\x0f\n\rSiteHeartbeat\"A\n\tNodeReady\x12\"\n\x05lease\x18\x01 \x01(\x0b\x32\x13.fallow.v1.LeaseRef\x12\x10\n\x08ray_node\x18\x02 \x01(\t\".\n\x08NodeGone\x12\"\n\x05lease\x18\x01 \x01(\x0b\x32\x13.fallow.v1.LeaseRef\"\x87\x01\n\x11\x41ssignmentReached\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\r\n\x05width\x18\x03 \x01(\x05\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\x12\x0f\n\x07stall_s\x18\x05 \x01(\x01\x12\x13\n\x0b\x62ytes_moved\x18\x06 \x01(\x03\x12\x0f\n\x07\x61t_step\x18\x07 \x01(\x03\"U\n\x11\x41ssignmentRefused\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12!\n\x06reason\x18\x03 \x01(\x0b\x32\x11.fallow.v1.Reason\"o\n\rWorkerChanged\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\"\n\x05lease\x18\x03 \x01(\x0b\x32\x13.fallow.v1.LeaseRef\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\xbe\x02\n\x0bJobProgress\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0c\n\x04rate\x18\x05 \x01(\x01\x12\x11\n\trate_unit\x18\x06 \x01(\t\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x34\n\x07metrics\x18\x08 \x03(\x0b\x32#.fallow.v1.JobProgress.MetricsEntry\x12\x32\n\x06wanted\x18\t \x03(\x0b\x32\".fallow.v1.JobProgress.WantedEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bWantedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"*\n\x0b\x45xpertLoads\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\x04\"F\n\x08WorkLost\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\"I\n\x08JobEnded\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06output\x18\x04 \x01(\t\"6\n\x08LogLines\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05lines\x18\x03 \x03(\t\"\'\n\x0bJobEndpoint\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"\x89\x01\n\x0bSiteCommand\x12\'\n\x06\x61ssign\x18\x01 \x01(\x0b\x32\x15.fallow.v1.AssignmentH\x00\x12 \n\x03\x65nd\x18\x02 \x01(\x0b\x32\x11.fallow.v1.EndJobH\x00\x12\'\n\x06\x66orget\x18\x03 \x01(\x0b\x32\x15.fallow.v1.ForgetNodeH\x00\x42\x06\n\x04\x62ody\"\xb3\x01\n\nAssignment\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12&\n\x07workers\x18\x04 \x03(\x0b\x32\x15.fallow.v1.WorkerSlot\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x12\x17\n\ndeadline_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0clost_workers\x18\x07 \x03(\tB\r\n\x0b_deadline_s\"$\n\x06\x45ndJob\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"0\n\nForgetNode\x12\"\n\x05lease\x18\x01 \x01(\x0b\x32\x13.fallow.v1.LeaseRef2L\n\x0bSiteService\x12=\n\x07Session\x12\x16.fallow.v1.SiteMessage\x1a\x16.fallow.v1.SiteCommand(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBPROGRESS_METRICSENTRY']._loaded_options = None
   _globals['_JOBPROGRESS_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_JOBPROGRESS_WANTEDENTRY']._loaded_options = None
+  _globals['_JOBPROGRESS_WANTEDENTRY']._serialized_options = b'8\001'
   _globals['_SITEMESSAGE']._serialized_start=58
   _globals['_SITEMESSAGE']._serialized_end=645
   _globals['_SITEHELLO']._serialized_start=647
@@ -51,27 +53,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERCHANGED']._serialized_start=1127
   _globals['_WORKERCHANGED']._serialized_end=1238
   _globals['_JOBPROGRESS']._serialized_start=1241
-  _globals['_JOBPROGRESS']._serialized_end=1460
-  _globals['_JOBPROGRESS_METRICSENTRY']._serialized_start=1414
-  _globals['_JOBPROGRESS_METRICSENTRY']._serialized_end=1460
-  _globals['_EXPERTLOADS']._serialized_start=1462
-  _globals['_EXPERTLOADS']._serialized_end=1504
-  _globals['_WORKLOST']._serialized_start=1506
-  _globals['_WORKLOST']._serialized_end=1576
-  _globals['_JOBENDED']._serialized_start=1578
-  _globals['_JOBENDED']._serialized_end=1651
-  _globals['_LOGLINES']._serialized_start=1653
-  _globals['_LOGLINES']._serialized_end=1707
-  _globals['_JOBENDPOINT']._serialized_start=1709
-  _globals['_JOBENDPOINT']._serialized_end=1748
-  _globals['_SITECOMMAND']._serialized_start=1751
-  _globals['_SITECOMMAND']._serialized_end=1888
-  _globals['_ASSIGNMENT']._serialized_start=1891
-  _globals['_ASSIGNMENT']._serialized_end=2070
-  _globals['_ENDJOB']._serialized_start=2072
-  _globals['_ENDJOB']._serialized_end=2108
-  _globals['_FORGETNODE']._serialized_start=2110
-  _globals['_FORGETNODE']._serialized_end=2158
-  _globals['_SITESERVICE']._serialized_start=2160
-  _globals['_SITESERVICE']._serialized_end=2236
+  _globals['_JOBPROGRESS']._serialized_end=1559
+  _globals['_JOBPROGRESS_METRICSENTRY']._serialized_start=1466
+  _globals['_JOBPROGRESS_METRICSENTRY']._serialized_end=1512
+  _globals['_JOBPROGRESS_WANTEDENTRY']._serialized_start=1514
+  _globals['_JOBPROGRESS_WANTEDENTRY']._serialized_end=1559
+  _globals['_EXPERTLOADS']._serialized_start=1561
+  _globals['_EXPERTLOADS']._serialized_end=1603
+  _globals['_WORKLOST']._serialized_start=1605
+  _globals['_WORKLOST']._serialized_end=1675
+  _globals['_JOBENDED']._serialized_start=1677
+  _globals['_JOBENDED']._serialized_end=1750
+  _globals['_LOGLINES']._serialized_start=1752
+  _globals['_LOGLINES']._serialized_end=1806
+  _globals['_JOBENDPOINT']._serialized_start=1808
+  _globals['_JOBENDPOINT']._serialized_end=1847
+  _globals['_SITECOMMAND']._serialized_start=1850
+  _globals['_SITECOMMAND']._serialized_end=1987
+  _globals['_ASSIGNMENT']._serialized_start=1990
+  _globals['_ASSIGNMENT']._serialized_end=2169
+  _globals['_ENDJOB']._serialized_start=2171
+  _globals['_ENDJOB']._serialized_end=2207
+  _globals['_FORGETNODE']._serialized_start=2209
+  _globals['_FORGETNODE']._serialized_end=2257
+  _globals['_SITESERVICE']._serialized_start=2259
+  _globals['_SITESERVICE']._serialized_end=2335
 # @@protoc_insertion_point(module_scope)

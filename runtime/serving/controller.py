@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.serving.actors import ModelUnusable
+from runtime.serving.demand import Demand, report_progress
 from runtime.serving.fleet import ActorGone, Fleet, endpoint_name, first_line
 from runtime.serving.job_file import JobFile
 from runtime.serving.load_reports import report_loads
@@ -43,6 +44,7 @@ class ServeController:
         self._file = JobFile.open(dir)
         self._fleet: Fleet | None = None
         self._understudies: Understudies | None = None
+        self._demand: Demand | None = None
         self._assignment: Assignment | None = None
         self._since_s = time.monotonic()  # when the newest change was asked for
         self._up: dict[str, Up] = {}
@@ -73,6 +75,7 @@ class ServeController:
             assert assignment.spec.serve is not None
             self._fleet = Fleet(self._job, assignment.spec.name, assignment.spec.serve, self._actors, self._file)
             self._understudies = Understudies(self._fleet)
+            self._demand = Demand(assignment.spec.serve, time.monotonic())
             self._spawn(self._run())
             self._spawn(report_loads(self._job, self._up, self._fleet, self._reports))
         for worker in assignment.lost_workers:
@@ -276,7 +279,11 @@ class ServeController:
                 continue
             counts = await self._counts()
             if counts is not None:
-                self._report_progress(counts, tokens, now_s - reported_s)
+                rate = max(0.0, counts["tokens"] - (counts["tokens"] if tokens is None else tokens)) / (
+                    now_s - reported_s
+                )
+                assert self._demand is not None
+                report_progress(self._job, counts, rate, len(self._up), self._demand, self._reports, now_s)
                 tokens = counts["tokens"]
             reported_s = now_s
 
@@ -300,18 +307,6 @@ class ServeController:
             self._changed.set()
             return None
         return {**counts, "stall_max_s": longest_s}
-
-    def _report_progress(self, counts: dict[str, float], before: float | None, seconds: float) -> None:
-        rate = max(0.0, counts["tokens"] - (counts["tokens"] if before is None else before)) / seconds
-        self._reports.progress(
-            self._job,
-            step=int(counts["tokens"]),
-            total=0,
-            rate=rate,
-            rate_unit="tokens/s",
-            width=len(self._up),
-            metrics={**counts, "tokens_per_s": rate},
-        )
 
     # --- saying so ---------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ and says so; it never talks to the scheduler itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,8 +78,9 @@ class Reports(Protocol):
         width: int,
         loss: float = 0.0,
         metrics: dict[str, float] | None = None,
+        wanted: Mapping[str, int] | None = None,
     ) -> None:
-        """How far the job is and how fast it goes."""
+        """How far the job is and how fast it goes; `wanted`: workers of a role that it could use now."""
 
     def expert_loads(self, job: str, tokens: list[int]) -> None:
         """How many tokens each expert of a served model got since this was last said, layer by layer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from protocol import common_pb2, site_pb2
 from runtime.site.controller import Assignment, WorkerSlot
@@ -62,10 +62,19 @@ class SiteReports:
         width: int,
         loss: float = 0.0,
         metrics: dict[str, float] | None = None,
+        wanted: Mapping[str, int] | None = None,
     ) -> None:
         """See `Reports.progress`."""
         message = site_pb2.JobProgress(
-            job=job, step=step, total=total, loss=loss, rate=rate, rate_unit=rate_unit, width=width, metrics=metrics
+            job=job,
+            step=step,
+            total=total,
+            loss=loss,
+            rate=rate,
+            rate_unit=rate_unit,
+            width=width,
+            metrics=metrics,
+            wanted=wanted,
         )
         self._say(site_pb2.SiteMessage(progress=message))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Device, LeaseKey
-from scheduler.domain.jobs import JobKind, KindCurve, ModelShape, RescaleCosts, RoleNeed
+from scheduler.domain.jobs import JobKind, KindCurve, ModelShape, RescaleCosts, Role, RoleNeed
 from scheduler.domain.reasons import Reason
 
 
@@ -169,6 +169,7 @@ class JobProgressed(Event):
     rate_unit: str
     width: int
     metrics: tuple[tuple[str, float], ...] = ()
+    wanted: tuple[tuple[Role, int], ...] = ()  # workers of a role that it could use now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +232,7 @@ class JobSubmitted(Event):
     deadline_s: float | None = None
     budget_device_s: float | None = None
     kind_curves: tuple[KindCurve, ...] = ()
+    wanted: tuple[tuple[Role, int], ...] = ()  # workers of a role that it could use at first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from scheduler.domain.cluster import LeaseKey
@@ -192,6 +192,9 @@ class Job:
     turned_s: float = 0.0  # when it last got its first, or lost its last worker; else when it was submitted
     waited_s: float = 0.0  # how long it had waited when it last got its first worker
     stalled_until_s: float = 0.0  # until when its newest rescale should have it stand still, by its costs
+    wanted: tuple[
+        tuple[Role, int], ...
+    ] = ()  # workers of a role that it could use now; of others, all that it may have
 
     @property
     def min_width(self) -> int:
@@ -202,6 +205,17 @@ class Job:
     def max_width(self) -> int:
         """Most workers that it can use."""
         return sum(need.max for need in self.needs)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it can do without any worker for now."""
+        return any(count == 0 for _, count in self.wanted)
+
+    @property
+    def useful_needs(self) -> tuple[RoleNeed, ...]:
+        """Its needs, with no more than it could use now."""
+        wanted = dict(self.wanted)
+        return tuple(replace(n, max=min(n.max, max(n.min, wanted.get(n.role, n.max)))) for n in self.needs)
 
     @property
     def width(self) -> int:

@@ -10,6 +10,7 @@ from scheduler.domain.cluster import NodeState
 from scheduler.domain.jobs import (
     Assignment,
     Job,
+    JobKind,
     JobState,
     Progress,
     RescaleRecord,
@@ -77,6 +78,7 @@ def submitted(r: Records, e: events.JobSubmitted) -> None:
         budget_device_s=e.budget_device_s,
         kind_curves=e.kind_curves,
         turned_s=r.now_s,
+        wanted=e.wanted,
     )
     r.put(job)
     if e.request_id:
@@ -231,11 +233,13 @@ def progressed(r: Records, e: events.JobProgressed) -> None:
     job = live_job(r, e.job, "progress")
     if job is None:
         return
+    wants_other = bool(e.wanted) and e.wanted != job.wanted
+    job = replace(job, wanted=e.wanted or job.wanted)
     progress = Progress(e.step, e.total, e.loss, e.rate, e.rate_unit, e.metrics)
     steady = job.state is JobState.RUNNING and job.reached_revision == job.assignment_revision
     measured = steady and e.rate > 0 and e.width == job.width
-    if not measured:
-        r.put(replace(job, progress=progress), quiet=True)
+    if not measured or job.kind is JobKind.SERVE:  # its rate is what clients ask for, whatever its width
+        r.put(replace(job, progress=progress), quiet=not wants_other)
         return
     kind_curves = learn_kind(job.kind_curves, _kind_of(r, job), job.curve, e.width, e.rate)
     curve = learn_rate(job.curve, e.width, e.rate)

@@ -55,7 +55,7 @@ JOB: Table[JobState] = {
     (JobState.STARTING, JobState.DONE): "its site says that it is done",
     (JobState.STARTING, JobState.FAILED): "its site says that it failed",
     (JobState.STARTING, JobState.CANCELLED): "its site says that it ended",
-    (JobState.RUNNING, JobState.PARKED): "too few nodes are left for its minimum",
+    (JobState.RUNNING, JobState.PARKED): "too few nodes are left for its minimum, or it has nothing to do",
     (JobState.RUNNING, JobState.ENDING): "cancelled",
     (JobState.RUNNING, JobState.DONE): "its site says that it is done",
     (JobState.RUNNING, JobState.FAILED): "its site says that it failed",

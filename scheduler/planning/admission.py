@@ -40,7 +40,7 @@ def admit(view: View, withheld: tuple[Withheld, ...]) -> Admission:
     waiting: dict[str, Reason] = {}
     taken: Counter[PoolKey] = Counter()
     for standing in view.standings:
-        of_job = held.get(standing.job.id) or offers(standing, view, taken)
+        of_job = held.get(standing.job.id) or why.asleep(standing.job) or offers(standing, view, taken)
         if isinstance(of_job, Reason):
             waiting[standing.job.id] = of_job
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scheduler.domain.cluster import Device, Lease, LeaseKey, LeaseState
 from scheduler.domain.jobs import Job, JobKind, JobState, Role, Worker, WorkerSlot, WorkerState
@@ -142,7 +142,8 @@ def look(snapshot: Snapshot) -> View:
     """Read a snapshot."""
     leases = {lease.key: lease for lease in snapshot.leases}
     workers = {worker.id: worker for worker in snapshot.workers}
-    planned = [j for j in snapshot.jobs if j.state.is_live and j.state is not JobState.ENDING]
+    live = (j for j in snapshot.jobs if j.state.is_live and j.state is not JobState.ENDING)
+    planned = [replace(j, needs=j.useful_needs) if j.wanted else j for j in live]
     sites = tuple(sorted(snapshot.connected_sites))
     standings = sorted((_stand(job, leases, workers, sites) for job in planned), key=lambda s: s.order)
     stayers = {slot.worker for standing in standings for slot in standing.staying}

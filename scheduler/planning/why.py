@@ -12,6 +12,14 @@ from scheduler.planning.view import Pool, Terms, View
 from scheduler.planning.worth import left_at_pace_s
 
 
+def asleep(job: Job) -> Reason | None:
+    """It can do without any worker for now."""
+    if not job.is_asleep:
+        return None
+    message = f"job {job.id} has given its nodes up: nobody has asked anything of it for its idle_s."
+    return Reason("asleep", message, "A request to its endpoint brings it back; leave idle_s out to keep it up.")
+
+
 def no_site(job: Job, view: View) -> Reason:
     """Nowhere to run at all."""
     if job.started_s is not None and job.site and job.site not in view.sites:

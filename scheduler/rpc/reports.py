@@ -8,6 +8,7 @@ from typing import Any
 from protocol import agent_pb2, site_pb2
 from scheduler.domain import events
 from scheduler.domain.cluster import LeaseKey
+from scheduler.domain.jobs import Role
 from scheduler.domain.reasons import Reason, Refused
 from scheduler.rpc import checks
 from scheduler.rpc.convert import device_from_wire, lease_from_wire, reason_from_wire
@@ -165,7 +166,12 @@ def _progress(message: site_pb2.JobProgress, when: dict[str, Any]) -> events.Job
         rate_unit=checks.text(message.rate_unit),
         width=checks.count("progress.width", message.width),
         metrics=tuple(sorted((name, checks.finite(value)) for name, value in message.metrics.items())),
+        wanted=tuple(sorted((_role(name), checks.count("progress.wanted", n)) for name, n in message.wanted.items())),
     )
+
+
+def _role(name: str) -> Role:
+    return Role(checks.one_of("progress.wanted", name, tuple(role.value for role in Role)))
 
 
 def _expert_loads(message: site_pb2.ExpertLoads, when: dict[str, Any]) -> events.ExpertsLoaded:

@@ -48,6 +48,7 @@ def submitted(
         device_kinds=tuple(spec.device_kinds),
         shape=_shape(spec),
         copies=spec.serve.copies if spec.serve else 1,
+        wanted=((Role.ENGINE, spec.serve.engines.min),) if spec.serve else (),
         priority=spec.priority,
         deadline_s=None if spec.deadline is None else spec.deadline.timestamp(),
         budget_device_s=None if spec.budget_device_hours is None else spec.budget_device_hours * 3600,
