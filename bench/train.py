@@ -85,7 +85,7 @@ class Sizes:
 def generation_of(spec: JobSpec, width: int) -> Generation:
     """Workers with an even share of the experts each."""
     assert spec.train is not None
-    items = all_items(spec.train.model.layers, spec.train.model.experts)
+    items = all_items(spec.train.model.expert_layers, spec.train.model.experts)
     slots = (
         WorkerSlot(f"w{i}", "trainer", LeaseKey(f"n{i}", 1), ("cpu0",), items[i::width], cohort=str(i))
         for i in range(width)

@@ -190,14 +190,10 @@ class TrainPart(Part):
     def _trainable(cls, model: ModelConfig | None) -> ModelConfig | None:
         if model is None:
             return None
-        unsupported = {"dense_layers": model.dense_layers, "shared_size": model.shared_size}
-        wrong = next((name for name, value in unsupported.items() if value), None)
         if model.expert_kind != "silu":
-            wrong = "expert_kind"
-        if wrong is not None:
-            raise ValueError(
-                f"{wrong}: training knows only models whose feed-forward blocks are plain experts; leave it out"
-            )
+            raise ValueError("expert_kind: training knows only experts of gated SiLU; leave it out")
+        if not model.expert_layers:
+            raise ValueError("dense_layers: no layer is left for experts; lower it, or train a function of your own")
         return model
 
 

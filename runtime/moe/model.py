@@ -43,7 +43,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self._layer = layer - config.dense_layers
+        self.layer = layer - config.dense_layers  # as experts count them
         self.gate = build_router(config)
         self.shared_experts = FeedForward(config.hidden_size, config.shared_size) if config.shared_size else None
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if config.shared_gate else None
@@ -51,13 +51,16 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor, executor: ExpertExecutor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, and the shared block's, (T, D)."""
         ids_TK, weights_TK = self.gate(x_TD)
-        y_TD = executor(self._layer, x_TD, ids_TK, weights_TK)
-        return y_TD if self.shared_experts is None else y_TD + self._shared(x_TD)
+        return self.with_shared(x_TD, executor(self.layer, x_TD, ids_TK, weights_TK))
 
-    def _shared(self, x_TD: Tensor) -> Tensor:
-        assert self.shared_experts is not None
+    def with_shared(self, x_TD: Tensor, routed_TD: Tensor) -> Tensor:
+        """The routed experts' sum for tokens `x_TD`, and the shared block's output, if there is one."""
+        if self.shared_experts is None:
+            return routed_TD
         y_TD = self.shared_experts(x_TD)
-        return y_TD if self.shared_expert_gate is None else torch.sigmoid(self.shared_expert_gate(x_TD)) * y_TD
+        if self.shared_expert_gate is not None:
+            y_TD = torch.sigmoid(self.shared_expert_gate(x_TD)) * y_TD
+        return routed_TD + y_TD
 
 
 class Block(nn.Module):

@@ -231,7 +231,7 @@ class TrainController:
             target=self._target.workers,
             generation=self._generation,
             phases={worker: link.phase for worker, link in self._links.items()},
-            experts=all_items(model.layers, model.experts) if model is not None else (),
+            experts=all_items(model.expert_layers, model.experts) if model is not None else (),
             min_width=self._target.spec.min_width,
             now_s=time.time(),
             deadline_s=self._target.deadline_s,

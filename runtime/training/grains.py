@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from runtime.moe.experts import ExpertExecutor
-from runtime.moe.model import MoeModel
+from runtime.moe.model import Experts, MoeModel
 from runtime.moe.packing import Packing
 from runtime.training.flat import DensePiece
 
@@ -84,12 +84,21 @@ def _trunk(
             for block, x_TD, packing, table in zip(blocks, xs, packings, tables, strict=True)
         ]
         normed = [block.post_attention_layernorm(x_TD) for block, x_TD in zip(blocks, xs, strict=True)]
-        with torch.autocast(xs[0].device.type, enabled=False):  # which expert a token takes hangs on the last bits
-            routes = [block.mlp.gate(x_TD) for block, x_TD in zip(blocks, normed, strict=True)]
-        ids_TK, weights_TK = (torch.cat(part) for part in zip(*routes, strict=True))
-        y_TD = executor(layer, torch.cat(normed), ids_TK, weights_TK)
-        xs = [x_TD + y for x_TD, y in zip(xs, y_TD.split([len(x) for x in xs]), strict=True)]
+        outputs = _feed_forward([block.mlp for block in blocks], normed, executor)
+        xs = [x_TD + y_TD for x_TD, y_TD in zip(xs, outputs, strict=True)]
     return xs
+
+
+def _feed_forward(blocks: Sequence[nn.Module], xs: Sequence[Tensor], executor: ExpertExecutor) -> list[Tensor]:
+    """What a layer adds to each grain; the routed experts see all grains at once."""
+    if not isinstance(blocks[0], Experts):
+        return [block(x_TD) for block, x_TD in zip(blocks, xs, strict=True)]
+    with torch.autocast(xs[0].device.type, enabled=False):  # which expert a token takes hangs on the last bits
+        routes = [block.gate(x_TD) for block, x_TD in zip(blocks, xs, strict=True)]
+    ids_TK, weights_TK = (torch.cat(part) for part in zip(*routes, strict=True))
+    y_TD = executor(blocks[0].layer, torch.cat(list(xs)), ids_TK, weights_TK)
+    parts = y_TD.split([len(x_TD) for x_TD in xs])
+    return [block.with_shared(x_TD, y) for block, x_TD, y in zip(blocks, xs, parts, strict=True)]
 
 
 def _nothing(executor: ExpertExecutor, width: int, model: MoeModel) -> Tensor:
@@ -97,6 +106,6 @@ def _nothing(executor: ExpertExecutor, width: int, model: MoeModel) -> Tensor:
     active = model.config.experts_per_token
     ids_TK = torch.zeros(0, active, dtype=torch.long, device=x_TD.device)
     y_TD = x_TD
-    for layer in range(model.config.layers):
+    for layer in range(model.config.expert_layers):
         y_TD = y_TD + executor(layer, y_TD, ids_TK, torch.zeros(0, active, device=x_TD.device))
     return y_TD.sum()

@@ -106,7 +106,7 @@ class Trainer(Stepper):
     def __init__(
         self, spec: JobSpec, state: TrainState, batches: Batches, group: Group, generation: Generation
     ) -> None:
-        shape = (state.config.layers, state.config.experts)
+        shape = (state.config.expert_layers, state.config.experts)
         super().__init__(spec, state, group, shape)
         self._batches = batches
         self._executor = ExpertParallel(group, generation, state.weights(), shape, getattr(torch, self._part.precision))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,17 +62,21 @@ def run_width(spec: JobSpec, folder: Path, shares: list[int]) -> tuple[list[list
 
 
 @pytest.mark.parametrize(
-    ("router", "shares", "global_batch"),
+    ("fields", "shares", "global_batch"),
     [
-        ("attention", [1, 1], 5),
-        ("attention", [3, 0, 1], 2),  # a worker without experts, and one without sequences
-        ("sigmoid_bias", [1, 2, 1], 4),
-        ("top_k", [1, 0], 1),
+        ({"router": "attention"}, [1, 1], 5),
+        ({"router": "attention"}, [3, 0, 1], 2),  # a worker without experts, and one without sequences
+        ({"router": "sigmoid_bias"}, [1, 2, 1], 4),
+        ({"router": "top_k"}, [1, 0], 1),
+        ({"router": "top_k", "shared_size": 24, "shared_gate": True}, [1, 1], 4),
+        ({"router": "sigmoid_bias", "shared_size": 24, "layers": 3, "dense_layers": 1, "dense_size": 40}, [1, 2], 3),
     ],
 )
-def test_steps_are_the_same_at_any_width(tmp_path: Path, router: str, shares: list[int], global_batch: int) -> None:
+def test_steps_are_the_same_at_any_width(
+    tmp_path: Path, fields: dict[str, Any], shares: list[int], global_batch: int
+) -> None:
     model = {"vocab_size": 300, "hidden_size": 32, "layers": 2, "heads": 2, "experts": 4, "expert_size": 32}
-    spec = tiny_spec(model=model | {"router": router}, global_batch=global_batch, steps=6)
+    spec = tiny_spec(model=model | fields, global_batch=global_batch, steps=6)
     losses, alone = run_undisturbed(spec, tmp_path)
     outcomes, states = run_width(spec, tmp_path, shares)
     for by_worker in zip(*outcomes, strict=True):
@@ -83,7 +88,9 @@ def test_steps_are_the_same_at_any_width(tmp_path: Path, router: str, shares: li
         assert torch.equal(state.dense.flat.buffer, alone.dense.flat.buffer)
         for key, piece in state.experts.items():
             assert torch.equal(piece.flat.buffer, alone.experts[key].flat.buffer)
-    assert sorted(key for state in states for key in state.experts) == list(all_items(2, 4))
+    assert sorted(key for state in states for key in state.experts) == list(
+        all_items(spec.train.model.expert_layers, 4)
+    )
 
 
 def test_parts_of_a_batch_and_evaluations_are_the_same_at_any_width(tmp_path: Path) -> None:

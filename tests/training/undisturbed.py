@@ -29,7 +29,7 @@ def tiny_spec(**train: object) -> JobSpec:
 
 def slots(spec: JobSpec, workers: list[str], shares: list[int] | None = None) -> tuple[WorkerSlot, ...]:
     """Workers on a node each, two cohorts, experts dealt round, or in uneven shares."""
-    experts = all_items(spec.train.model.layers, spec.train.model.experts)
+    experts = all_items(spec.train.model.expert_layers, spec.train.model.experts)
     shares = shares or [1] * len(workers)
     deal = [worker for worker, count in zip(workers, shares, strict=True) for _ in range(count)]
     owned = {w: tuple(k for i, k in enumerate(experts) if deal[i % len(deal)] == w) for w in workers}
@@ -44,7 +44,7 @@ def run_undisturbed(spec: JobSpec, folder: Path) -> tuple[list[float], TrainStat
     part = spec.train
     corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, folder)
     state = TrainState(part.model)
-    everything = all_items(part.model.layers, part.model.experts)
+    everything = all_items(part.model.expert_layers, part.model.experts)
     state.fresh(everything, part.seed)
     generation = form(1, slots(spec, ["only"]))
     threads = torch.get_num_threads()
