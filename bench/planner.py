@@ -97,7 +97,7 @@ def _job(rng: np.random.Generator, size: Size, speed: dict[Key, float], left: di
     left[home] -= now
     exponent, costs = rng.uniform(0.4, 1.0), RescaleCosts(float(rng.uniform(0.5, 30)), float(rng.uniform(0.5, 15)))
     points = [(width, width**exponent * float(rng.uniform(0.95, 1.05))) for width in MEASURED if width <= widest]
-    rates, weight = relative_rates(points, widest), float(rng.choice([0.5, 1, 1, 2]))
+    rates, weight = relative_rates(tuple(points), widest), float(rng.choice([0.5, 1, 1, 2]))
     on = {key: rates * (speed[key] * rng.uniform(0.7, 1.3) if len(keys) > 1 else 1.0) for key in usable}
     at = Position(now, now)
     own = width_values(on[home], at, costs, HORIZON_S, weight)

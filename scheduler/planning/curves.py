@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
+
+from scheduler.planning.remembered import Remembered
 
 Rates = NDArray[np.float64]
 
@@ -17,12 +17,28 @@ NEVER_FLAT = 0.02
 rescale of two seconds at width 3 within the planner's horizon, so that a job grows back onto an idle node."""
 
 
-def relative_rates(curve: Sequence[tuple[int, float]], max_width: int) -> Rates:
+Curve = tuple[tuple[int, float], ...]
+"""Measured points: (width, rate)."""
+
+_known: Remembered[Rates] = Remembered(20_000)
+
+
+def relative_rates(curve: Curve, max_width: int) -> Rates:
     """Rates at widths 0..max_width [max_width + 1], rate 1 at width 1, each more worker worth `NEVER_FLAT` at least.
 
-    Piecewise linear through the measured points `(width, rate)`; outside them like the default curve, scaled to meet
-    the nearest point. Points without a positive width and rate are left out.
+    Piecewise linear through the measured points; outside them like the default curve, scaled to meet the nearest
+    point. Points without a positive width and rate are left out. What is returned cannot be written to: a job's rates
+    are asked for at every plan, and are the same until it is measured again.
     """
+    return _known.of(curve, max_width, lambda: _frozen(_relative_rates(curve, max_width)))
+
+
+def _frozen(rates: Rates) -> Rates:
+    rates.setflags(write=False)
+    return rates
+
+
+def _relative_rates(curve: Curve, max_width: int) -> Rates:
     widths = np.arange(max_width + 1, dtype=np.float64)
     default: Rates = widths**DEFAULT_EXPONENT
     points = sorted((width, rate) for width, rate in curve if width > 0 and rate > 0)

@@ -62,5 +62,6 @@ def _values(claims: Sequence[Claim], rates: dict[str, Rates], view: View) -> dic
             worth -= weight * left
         else:
             worth = width_values(useful[claim.pool], at, job.costs, horizon_s, weight)
-        values[claim.pool] = worth / horizon_s
+        worth /= horizon_s
+        values[claim.pool] = worth
     return values

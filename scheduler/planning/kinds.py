@@ -10,10 +10,9 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from itertools import permutations
 
-from scheduler.domain.jobs import Job
-from scheduler.planning.curves import DEFAULT_EXPONENT, Rates, relative_rates
-
-Points = tuple[tuple[int, float], ...]
+from scheduler.domain.jobs import Job, KindCurve
+from scheduler.planning.curves import DEFAULT_EXPONENT, Curve, Rates, relative_rates
+from scheduler.planning.remembered import Remembered
 
 Speeds = Mapping[tuple[str, str], float]
 """How much faster the first kind of device is than the second, by the jobs that were measured on both."""
@@ -39,10 +38,12 @@ def rates_on(job: Job, kind: str, kinds: Collection[str], max_width: int, speeds
         return relative_rates(job.curve, max_width)
     like = kind if kind in measured else max(sorted(measured), key=lambda k: len(measured[k]))
     one = {k: _speed(k, measured, speeds) for k in {kind, *kinds}}
-    return relative_rates(measured[like], max_width) * (one[kind] / max(one.values()))
+    share = one[kind] / max(one.values())
+    rates = relative_rates(measured[like], max_width)
+    return rates if share == 1.0 else rates * share
 
 
-def _speed(kind: str, measured: Mapping[str, Points], speeds: Speeds) -> float:
+def _speed(kind: str, measured: Mapping[str, Curve], speeds: Speeds) -> float:
     """Samples per second of one worker."""
     if kind in measured:
         return _one_worker(measured[kind])
@@ -50,14 +51,19 @@ def _speed(kind: str, measured: Mapping[str, Points], speeds: Speeds) -> float:
     return _one_worker(measured[like]) * speeds.get((kind, like), 1.0)
 
 
-def _measured(job: Job) -> dict[str, Points]:
-    by_kind = {
-        c.kind: tuple((p.width, p.rate) for p in c.points if p.width > 0 and p.rate > 0) for c in job.kind_curves
-    }
+_known: Remembered[dict[str, Curve]] = Remembered(20_000)
+
+
+def _measured(job: Job) -> dict[str, Curve]:
+    return _known.of(job.kind_curves, None, lambda: _points_of(job.kind_curves)) if job.kind_curves else {}
+
+
+def _points_of(curves: Iterable[KindCurve]) -> dict[str, Curve]:
+    by_kind = {c.kind: tuple((p.width, p.rate) for p in c.points if p.width > 0 and p.rate > 0) for c in curves}
     return {kind: points for kind, points in by_kind.items() if points}
 
 
-def _one_worker(points: Points) -> float:
+def _one_worker(points: Curve) -> float:
     """As `relative_rates` has it: below the first measured width the default curve holds."""
     width, rate = points[0]
     return rate / float(width**DEFAULT_EXPONENT)

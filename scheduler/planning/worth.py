@@ -58,12 +58,14 @@ class Position:
 
 def width_values(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: float, importance: float) -> Values:
     """What each width is worth [len(useful)]."""
-    widths = np.arange(len(useful))
     staying_s = costs.down_s if at.kept < at.current else at.stall_left_s
-    stall_s = np.where(widths > at.kept, costs.up_s, np.where(widths < at.kept, costs.down_s, staying_s))
-    values: Values = np.maximum(horizon_s - stall_s, 0.0) * useful
-    values[: at.kept] -= regret(useful, at, costs, horizon_s)
-    return importance * values
+    values: Values = max(horizon_s - costs.up_s, 0.0) * useful
+    values[at.kept : at.kept + 1] = max(horizon_s - staying_s, 0.0) * useful[at.kept : at.kept + 1]
+    if at.kept:
+        values[: at.kept] = max(horizon_s - costs.down_s, 0.0) * useful[: at.kept]
+        values[: at.kept] -= regret(useful, at, costs, horizon_s)
+    values *= importance
+    return values
 
 
 def regret(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: float) -> float:
@@ -105,9 +107,11 @@ def useful_rates(job: Job, rates: Rates, floor: int, now_s: float, in_time: floa
 
     The rate at the narrowest width counts more by the job's patience, what it needs to be `in_time`, `IN_TIME` times.
     """
-    useful: Rates = rates + patience(job, now_s) * np.minimum(rates, rates[min(floor, len(rates) - 1)])
+    useful, of_waiting = rates, patience(job, now_s)
+    if of_waiting:
+        useful = useful + of_waiting * np.minimum(rates, rates[min(floor, len(rates) - 1)])
     if job.deadline_s is not None and job.deadline_s > now_s:
-        useful += IN_TIME * np.minimum(rates, in_time)
+        useful = useful + IN_TIME * np.minimum(rates, in_time)
     return useful
 
 

@@ -58,14 +58,14 @@ def test_no_combination_is_better(demands: list[Demand], capacity: int) -> None:
     st.integers(1, 30),
 )
 def test_rates_rise_and_start_at_one(curve: list[tuple[int, float]], most: int) -> None:
-    rates = relative_rates(curve, most)
+    rates = relative_rates(tuple(curve), most)
     assert len(rates) == most + 1
     assert rates[0] >= 0
     assert np.all(np.diff(rates) > 0)
 
 
 def test_rates_go_through_measured_points() -> None:
-    rates = relative_rates([(1, 10.0), (3, 20.0)], 4)
+    rates = relative_rates(((1, 10.0), (3, 20.0)), 4)
     assert np.allclose(rates[[1, 2, 3]], [1.0, 1.5, 2.0], atol=0.1)
 
 
