@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -61,10 +62,12 @@ class Trace:
 def tidy(file: str, rows: Iterable[tuple[int, str, float, float]], left_out: Counter[str]) -> Trace:
     """Make a trace of (line, node, start, end) rows; touching intervals of a node become one.
 
-    Raises `BadTrace` for negative times, an end before its start, and intervals of one node that overlap.
+    Raises `BadTrace` for negative and endless times, an end before its start, and intervals of one node that overlap.
     """
     by_node: dict[str, list[tuple[float, float, int]]] = {}
     for line, node, start_s, end_s in rows:
+        if not (math.isfinite(start_s) and math.isfinite(end_s)):
+            raise BadTrace(file, line, f"node {node} has a time that is not a finite number ({start_s}, {end_s})")
         if start_s < 0 or end_s < 0:
             raise BadTrace(file, line, f"node {node} has a negative time ({min(start_s, end_s)}): count from 0")
         if end_s < start_s:

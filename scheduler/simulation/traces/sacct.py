@@ -62,8 +62,15 @@ def _allocations(
             start_s, end_s = (_time_s(file, number, row[name]) for name in ("Start", "End"))
             if end_s < start_s:
                 raise BadTrace(file, number, f"the job ends ({row['End']}) before it starts ({row['Start']})")
-            for node in expand_hostlist(row["NodeList"]):
+            for node in _nodes(file, number, row["NodeList"]):
                 yield node, start_s, end_s
+
+
+def _nodes(file: str, number: int, text: str) -> list[str]:
+    try:
+        return expand_hostlist(text)
+    except ValueError as error:
+        raise BadTrace(file, number, f"not a list of nodes as sacct prints it: {text!r}") from error
 
 
 def _time_s(file: str, number: int, text: str) -> float:
@@ -74,7 +81,9 @@ def _time_s(file: str, number: int, text: str) -> float:
 
 
 def expand_hostlist(text: str) -> list[str]:
-    """Names in a Slurm host list: `n[1-3,07],login` gives n1, n2, n3, n07, login. Widths of numbers are kept."""
+    """Names in a Slurm host list: `n[1-3,07],login` gives n1, n2, n3, n07, login. Widths of numbers are kept.
+
+    Raises ValueError for a range that is not of numbers."""
     return [name for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text) for name in _expand(part)]
 
 
