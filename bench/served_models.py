@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 
 from runtime.moe.upcycling import upcycle
 
@@ -50,10 +50,7 @@ def smollm2_shape(folder: Path) -> Path:
         bos_token_id=None,
         eos_token_id=0,
     )
-    path = folder / "smollm2-shape"
-    LlamaForCausalLM(config).float().save_pretrained(path)
-    _byte_tokenizer(config.vocab_size).save(str(path / "tokenizer.json"))
-    return path
+    return _written(LlamaForCausalLM(config), folder / "smollm2-shape")
 
 
 def olmoe(folder: Path) -> Path:
@@ -74,9 +71,13 @@ def olmoe(folder: Path) -> Path:
         bos_token_id=None,
         eos_token_id=0,
     )
-    path = folder / "olmoe-small"
-    OlmoeForCausalLM(config).float().save_pretrained(path)
-    _byte_tokenizer(config.vocab_size).save(str(path / "tokenizer.json"))
+    return _written(OlmoeForCausalLM(config), folder / "olmoe-small")
+
+
+def _written(model: PreTrainedModel, path: Path) -> Path:
+    """As a folder with a tokenizer of bytes."""
+    model.float().save_pretrained(path)
+    _byte_tokenizer(model.config.vocab_size).save(str(path / "tokenizer.json"))
     return path
 
 

@@ -12,17 +12,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm, silu
 
 from runtime.moe.experts import AnyExpert, ExpertId, ExpertWeights, LocalExperts, copied, run_segments
-from runtime.moe.grouped_experts import ALIGNED
+from runtime.moe.grouped_experts import ALIGNED, products
 from runtime.moe.packed import PackedExpert, packed_expert
 
 
 class ExpertStack(NamedTuple):
     """Gated SiLU experts of one layer in two tensors."""
 
-    ids: tuple[int, ...]
+    places: dict[int, int]  # of each expert in them
     w1_EFD: Tensor  # (E, 2 F, D)
     w2_EDF: Tensor
 
@@ -30,17 +29,19 @@ class ExpertStack(NamedTuple):
     def of(experts: Mapping[int, ExpertWeights]) -> ExpertStack:
         """A copy of these experts."""
         ids = tuple(sorted(experts))
-        return ExpertStack(ids, *(torch.stack([experts[e][part] for e in ids]) for part in (0, 1)))
+        places = {e: place for place, e in enumerate(ids)}
+        return ExpertStack(places, *(torch.stack([experts[e][part] for e in ids]) for part in (0, 1)))
 
     def experts(self) -> dict[int, AnyExpert]:
         """Each expert as a view."""
-        return {e: ExpertWeights(self.w1_EFD[n], self.w2_EDF[n]) for n, e in enumerate(self.ids)}
+        return {e: ExpertWeights(self.w1_EFD[n], self.w2_EDF[n]) for e, n in self.places.items()}
 
-    def run(self, x_ND: Tensor, counts: Sequence[int]) -> Tensor:
-        """Outputs (N, D) of rows sorted by expert, `counts[n]` rows for expert `ids[n]`."""
-        ends_E = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_ND.device)
-        gate_NF, value_NF = grouped_mm(x_ND, self.w1_EFD.transpose(1, 2), offs=ends_E).chunk(2, dim=1)
-        return grouped_mm(silu(gate_NF) * value_NF, self.w2_EDF.transpose(1, 2), offs=ends_E)
+    def run(self, x_ND: Tensor, experts: Sequence[int], counts: Sequence[int]) -> Tensor:
+        """See `ExpertBank.run`."""
+        rows_of = [0] * len(self.places)
+        for expert, count in zip(experts, counts, strict=True):
+            rows_of[self.places[expert]] = count
+        return products(x_ND, rows_of, self.w1_EFD, self.w2_EDF)[0]
 
 
 class ExpertBank:
@@ -71,10 +72,9 @@ class ExpertBank:
         """Outputs (N, D) on this bank's device, in the rows' type: the first `counts[0]` rows through `experts[0]`, and
         so on; experts ascend. Raises KeyError for one that is not here."""
         rows_ND, stack, held = x_ND.to(self._device, self._dtype), self._stacks.get(layer), self._experts
-        if stack is None or not set(experts) <= set(stack.ids):
+        if stack is None:
             return run_segments(rows_ND, counts, [held[layer, e] for e in experts]).to(x_ND.dtype)
-        rows_of = dict(zip(experts, counts, strict=True))
-        return stack.run(rows_ND, [rows_of.get(e, 0) for e in stack.ids]).to(x_ND.dtype)
+        return stack.run(rows_ND, experts, counts).to(x_ND.dtype)
 
     def _replace(self, experts: dict[ExpertId, AnyExpert | PackedExpert], changed: set[int]) -> None:
         stacks = {layer: stack for layer, stack in self._stacks.items() if layer not in changed}

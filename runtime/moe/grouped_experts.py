@@ -38,16 +38,23 @@ def grouped(x_ND: Tensor, counts: Sequence[int], experts: Sequence[ExpertWeights
     return _Grouped.apply(x_ND, counts, experts)
 
 
+def products(x_ND: Tensor, counts: Sequence[int], w1_EFD: Tensor, w2_EDF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs (N, D) of rows sorted by expert, `counts[e]` rows for expert e; and what a backward pass wants of it: the
+    first products (N, 2 F), and where each expert's rows end, (E,)."""
+    ends_E = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_ND.device)
+    hidden_N2F = grouped_mm(x_ND, w1_EFD.transpose(1, 2), offs=ends_E)
+    gate_NF, value_NF = hidden_N2F.chunk(2, dim=1)
+    return grouped_mm(silu(gate_NF) * value_NF, w2_EDF.transpose(1, 2), offs=ends_E), hidden_N2F, ends_E
+
+
 class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, counts: Sequence[int], experts: Sequence[ExpertWeights]) -> Tensor:
-        ends_E = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_ND.device)
         w1_EFD, w2_EDF = (_gathered([expert[part] for expert in experts], x_ND.dtype) for part in (0, 1))
-        hidden_N2F = grouped_mm(x_ND, w1_EFD.transpose(1, 2), offs=ends_E)
-        gate_NF, value_NF = hidden_N2F.chunk(2, dim=1)
+        y_ND, hidden_N2F, ends_E = products(x_ND, counts, w1_EFD, w2_EDF)
         ctx.save_for_backward(x_ND, hidden_N2F, ends_E, w1_EFD, w2_EDF)
         ctx.experts = experts
-        return grouped_mm(silu(gate_NF) * value_NF, w2_EDF.transpose(1, 2), offs=ends_E)
+        return y_ND
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:

@@ -23,10 +23,10 @@ from scheduler.domain.plan import Assign, Outlook, Rejected, Release, Snapshot
 from scheduler.domain.reasons import Refused
 from scheduler.inventory import agents, assigning, checks, jobs, sites, ticks
 from scheduler.inventory.effects import Effect
-from scheduler.inventory.foretold import Calibration
 from scheduler.inventory.holding import COHORT_WINDOW_S, rebook
 from scheduler.inventory.records import Records
 from scheduler.inventory.ticks import BOOK_EVERY_S
+from scheduler.planning.forecast import Calibration
 
 Handler = Callable[[Records, Any], None]
 

@@ -7,22 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Lease, LeaseKey
-from scheduler.planning.forecast import Forecast
-
-HORIZONS_S = (60.0, 300.0, 900.0, 3600.0)
+from scheduler.planning.forecast import HORIZONS_S, Calibration, Forecast
 
 SAMPLE = 200
 """Leases that are asked about at a time, at most: more tell no more, and a large site has thousands."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Of `asked` leases, the share that was to last `horizon_s` by the forecast, and the share that did."""
-
-    horizon_s: float
-    predicted: float
-    observed: float
-    asked: int
 
 
 @dataclass(slots=True)

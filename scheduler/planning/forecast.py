@@ -35,6 +35,19 @@ PRIOR_HAZARD_PER_S = 2.0 / 3600
 PRIOR_ENDS = 3.0
 """How many observed ends that belief weighs, in each range of ages."""
 
+HORIZONS_S = (60.0, 300.0, 900.0, 3600.0)
+"""How far ahead a forecast is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Of `asked` nodes, the share that was to last `horizon_s` by the forecast, and the share that did."""
+
+    horizon_s: float
+    predicted: float
+    observed: float
+    asked: int
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:

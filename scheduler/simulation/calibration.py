@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
 
-from scheduler.planning.forecast import IdleHistory
+from scheduler.planning.forecast import HORIZONS_S, Calibration, IdleHistory
 from scheduler.simulation.traces import Trace
-
-HORIZONS_S = (60.0, 300.0, 900.0, 3600.0)
 
 EVERY_S = 1800.0
 """How often the forecast is asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Of `asked` nodes, the share that was to last `horizon_s` by the forecast, and the share that did."""
-
-    horizon_s: float
-    predicted: float
-    observed: float
-    asked: int
 
 
 def calibrate(trace: Trace, horizons_s: Sequence[float] = HORIZONS_S, every_s: float = EVERY_S) -> list[Calibration]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from scheduler.planning.forecast import Calibration
 from scheduler.simulation.bound import Bound, Presence, frictionless
-from scheduler.simulation.calibration import Calibration, calibrate
+from scheduler.simulation.calibration import calibrate
 from scheduler.simulation.job_clock import Tally
 from scheduler.simulation.replay import JobRecord, Replay
 
