@@ -29,7 +29,8 @@ OVERRUN_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """What HiGHS found: the best value (-inf for none) and bound, and how much of the processor's time it took; `is_optimal` if it says so."""
+    """What HiGHS found: the best value (-inf for none) and bound, in so many seconds of the processor; `is_optimal` if
+    it says so."""
 
     value: float
     bound: float

@@ -88,8 +88,9 @@ def _pinned(candidate: Candidate, key: PoolKey) -> Candidate:
 
 
 def _chosen(of_job: Offers, pool: PoolKey, width: int) -> Claim:
-    claim = replace(next(claim for claim in of_job if claim.pool == pool), width=width)
-    return replace(claim, home=_home(of_job)) if claim.is_move and width else claim
+    claim = next(claim for claim in of_job if claim.pool == pool)
+    home = _home(of_job) if claim.is_move and width else None
+    return Claim(claim.standing, pool, claim.floors, claim.ceiling, width, home)
 
 
 def _home(of_job: Offers) -> Claim | None:

@@ -37,7 +37,8 @@ class Candidate:
 
     def demand(self, key: Key) -> Demand:
         """What it could have if it is in one pool."""
-        return replace(self.demands[key], stopped=None if self.must_run else self.stopped)
+        demand = self.demands[key]
+        return Demand(demand.first, demand.values, None if self.must_run else self.stopped)
 
     def worth(self, key: Key, width: int) -> float:
         """Of so many workers in a pool."""

@@ -65,7 +65,7 @@ class Replay:
     end_s: float
     jobs: tuple[JobRecord, ...]
     never_admitted: tuple[tuple[float, MixJob], ...]  # with the time of their arrival
-    planner_s: tuple[float, ...]  # wall time of each call of the planner
+    planner_s: tuple[float, ...]  # seconds of each call of the planner
     wall_s: float
     instants: int
     unsettled: int  # instants at which the planner did not come to rest
@@ -79,7 +79,8 @@ class _Instant:
 
 
 class Replayer:
-    """One replay. `plan` may be any planner; `progress` is told the trace's time now and then."""
+    """One replay. `plan` may be any planner; `progress` is told the trace's time now and then; the planner and the
+    whole are timed by `stopwatch`."""
 
     def __init__(
         self,
@@ -88,11 +89,13 @@ class Replayer:
         planner: Planner,
         setting: Setting,
         progress: Callable[[float], None] = lambda now_s: None,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._trace = trace
         self._setting = setting
         self._progress = progress
         self._planner = planner
+        self._stopwatch = stopwatch
         self._start_s = trace.intervals[0].start_s if trace.intervals else 0.0
         self._instants = deque(sorted(_instants(trace, setting.grace_s).items()))
         self._queue = deque(sorted(_arrivals(mix, setting, self._start_s), key=lambda a: (a[0], a[1].id)))
@@ -114,7 +117,7 @@ class Replayer:
 
     def run(self) -> Replay:
         """Play the trace to its end."""
-        began_s, count = time.perf_counter(), 0
+        began_s, count = self._stopwatch(), 0
         for site in sorted({self._setting.site_of(i.node) for i in self._trace.intervals}):
             self._executor.open_site(site)
         for at_s in self._times():
@@ -134,7 +137,7 @@ class Replayer:
             jobs=tuple(self._records),
             never_admitted=tuple(self._queue),
             planner_s=tuple(self._planner_s),
-            wall_s=time.perf_counter() - began_s,
+            wall_s=self._stopwatch() - began_s,
             instants=count,
             unsettled=self._unsettled,
             log_rows=self._store.rows,
@@ -205,9 +208,9 @@ class Replayer:
         self._loop.post(event)
 
     def _plan(self, snapshot: Snapshot) -> Plan:
-        began_s = time.perf_counter()
+        began_s = self._stopwatch()
         plan = self._planner(snapshot)
-        self._planner_s.append(time.perf_counter() - began_s)
+        self._planner_s.append(self._stopwatch() - began_s)
         return plan
 
 
