@@ -52,10 +52,12 @@ class Size:
     goal_ms: float | None = None
     gap: float | None = None
     by_node: bool = False
+    gangs: bool = False  # no job runs on less than half of its widest
 
     def __str__(self) -> str:
         pools = f" in {self.pools} pools" if self.pools > 1 else ""
-        return f"{self.jobs:,} jobs x {self.nodes:,} nodes{pools}, widths to {self.widest:,}"
+        what = "gangs" if self.gangs else "jobs"
+        return f"{self.jobs:,} {what} x {self.nodes:,} nodes{pools}, widths to {self.widest:,}"
 
 
 ONE_POOL = (
@@ -74,7 +76,9 @@ SEVERAL = (
     Size(8, 32, 12, pools=2, gap=0.0),
     Size(10, 60, 16, pools=3),
     Size(20, 100, 16, pools=3),
-    Size(40, 200, 32, pools=4),
+    Size(40, 200, 32, pools=4, gap=0.1),
+    Size(40, 200, 40, pools=4, gap=0.1, gangs=True),
+    Size(20, 300, 100, pools=5, gap=0.1, gangs=True),
     Size(50, 1_000, 64, pools=2),
     Size(1_000, 10_000, 64, pools=4),
 )
@@ -106,6 +110,7 @@ def _job(rng: np.random.Generator, size: Size, speed: dict[Key, float], left: di
     usable = [key for key in keys if rng.random() < 0.75] or [keys[int(rng.integers(len(keys)))]]
     home, first = usable[int(rng.integers(len(usable)))], int(rng.integers(1, 5))
     widest = int(rng.integers(max(first, size.widest // 2), size.widest + 1))
+    first = max(1, widest // 2) if size.gangs else first
     now = min(left[home], widest, int(rng.integers(1, 2 * max(1, size.nodes // size.jobs) + 1)))
     now = now if now >= first and rng.random() < 2 / 3 else 0
     left[home] -= now
@@ -205,7 +210,7 @@ def _took_ms(act: Callable[[], object]) -> float:
 def _all_rows(limit_s: float) -> Iterator[Row]:
     for size in WHOLE:
         yield from whole_rows_of(size)
-    for size in (*ONE_POOL, *SEVERAL):
+    for size in (*SEVERAL, *ONE_POOL):
         yield from rows_of(size, limit_s)
 
 

@@ -7,6 +7,7 @@ Pools are taken together as far as some job could be in either. Then:
 3. Search: where few choices are left that could be in a better plan, for the best of them: the optimum (see
    `pool_search`). Else for the best in two pools at a time.
 4. Mend: one job moves, or two do, while that gains (see `mending`).
+5. Sharpen: where wide gangs leave much over, a tighter bound, and better pools on the way (see `sharpening`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from scheduler.planning.candidates import Candidate, Key, Pooling, all_may_stop,
 from scheduler.planning.markets import Prices, prices_of
 from scheduler.planning.mending import Mender
 from scheduler.planning.pool_search import search, search_by_twos
+from scheduler.planning.sharpening import sharpen
 
 ENOUGH = 1e-3
 """Distance from the bound, as a share of it, at which nothing more is tried."""
@@ -54,7 +56,17 @@ def _choose(candidates: Sequence[Candidate], capacities: Mapping[Key, int]) -> P
     mender = _mender(candidates, prices, found.pools)
     mender.mend(ENOUGH)
     mended = mender.pooling()
-    return search(candidates, prices, mended.value) or mended
+    best = search(candidates, prices, mended.value)
+    if best is not None or _is_enough(mended):
+        return best or mended
+    keys = [market.key for market in prices.markets]
+    return sharpen(
+        candidates,
+        prices,
+        mended,
+        lambda own_J: _mender(candidates, prices, [keys[pool] for pool in own_J]).pooling(),
+        ENOUGH,
+    )
 
 
 def _alone(candidates: Sequence[Candidate], pool: tuple[Key, int]) -> Pooling:

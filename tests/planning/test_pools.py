@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from bench.mixed_integer import by_node, by_width
 from scheduler.planning.allocation import Demand, allocate
 from scheduler.planning.candidates import Candidate, Key, Pooling
+from scheduler.planning.markets import prices_of
 from scheduler.planning.pooling import choose_pools
+from scheduler.planning.sharpening import sharpen
 
 LIMIT_S = 60.0
 
@@ -63,6 +65,48 @@ def test_larger_ones_are_within_one_per_cent(seed: int) -> None:
     assert counted(candidates, capacities, found) == pytest.approx(found.value)
     assert best.value * 0.99 <= found.value <= found.bound
     assert best.value <= found.bound + 1e-6
+
+
+def gangs(seed: int, jobs: int, pools: int, nodes: int, widest: int) -> tuple[list[Candidate], dict[Key, int]]:
+    """Jobs of which none runs on less than half of its widest, so that pools are seldom filled to the last node."""
+    rng = np.random.default_rng(seed)
+    keys = [("s", f"k{pool}") for pool in range(pools)]
+    shares = rng.dirichlet(np.full(pools, 5.0))
+    capacities = {key: max(1, round(nodes * share)) for key, share in zip(keys, shares, strict=True)}
+    candidates = []
+    for _ in range(jobs):
+        most = int(rng.integers(max(2, widest // 2), widest + 1))
+        widths, weight = np.arange(most // 2, most + 1), float(rng.choice([0.5, 1, 1, 2]))
+        usable = [key for key in keys if rng.random() < 0.75] or keys[:1]
+        values = weight * widths ** rng.uniform(0.4, 1.0)
+        demands = {key: Demand(most // 2, values * rng.uniform(0.2, 1.3)) for key in usable}
+        candidates.append(Candidate(demands, float(rng.choice([0.0, 0.0, -0.2]))))
+    return candidates, capacities
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("jobs", "pools", "nodes", "widest"), [(40, 4, 200, 40), (20, 5, 300, 100)])
+def test_wide_gangs_are_within_one_per_cent_and_the_bound_says_so(
+    seed: int, jobs: int, pools: int, nodes: int, widest: int
+) -> None:
+    candidates, capacities = gangs(seed, jobs, pools, nodes, widest)
+    found, best = choose_pools(candidates, capacities), by_width(candidates, capacities, 20.0)
+    assert counted(candidates, capacities, found) == pytest.approx(found.value)
+    assert best.is_optimal
+    assert best.value * 0.99 <= found.value <= found.bound
+    assert best.value <= found.bound + 1e-6
+    assert found.gap <= 0.01 * found.bound
+
+
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 4))
+@settings(max_examples=30, deadline=None)
+def test_the_sharper_bound_is_a_bound(seed: int, jobs: int, pools: int) -> None:
+    candidates, capacities = gangs(seed, jobs, pools, 30, 12)
+    best = by_width(candidates, capacities, LIMIT_S)
+    prices = prices_of(candidates, capacities)
+    nothing = Pooling(tuple(next(iter(c.demands)) for c in candidates), (0,) * jobs, -1e9, prices.bound)
+    found = sharpen(candidates, prices, nothing, lambda own_J: nothing, 0.0)
+    assert best.value - 1e-6 <= found.bound <= prices.bound + 1e-6
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4))
