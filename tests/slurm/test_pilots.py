@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.slurm.harvest import SITE, Harvest, until
 
 
