@@ -137,7 +137,9 @@ def _run(r: Records, worker: Worker, detail: str) -> None:
     r.move(worker, WorkerState.RUNNING, since_s=r.now_s)
     rebook(r, worker.lease)
     age_s = r.now_s - r.leases[worker.lease].started_s
-    message = f"{worker.id} runs, {age_s:.2f} s after lease {worker.lease} was opened" + (f": {detail}" if detail else "")
+    message = f"{worker.id} runs, {age_s:.2f} s after lease {worker.lease} was opened" + (
+        f": {detail}" if detail else ""
+    )
     r.log("worker_running", message, job=worker.job, node=worker.lease.node)
 
 
@@ -197,7 +199,7 @@ def _settle_workers(r: Records, job: Job) -> None:
         if worker.id not in wanted:
             end_worker(r, worker)
         elif worker.state is WorkerState.STARTING:
-            _run(r, worker)
+            _run(r, worker, "")
 
 
 def _shift(r: Records, job: Job, target: str, seconds: float) -> None:

@@ -57,7 +57,7 @@ class Scheduler:
         self._server.start()
 
     def _jobs(self, request: Any, context: Any) -> client_pb2.ListJobsResponse:
-        job = client_pb2.Job(id="j1", state="running", max_width=self.width)
+        job = client_pb2.Job(id="j1", state="running", useful_width=self.width)
         return client_pb2.ListJobsResponse(jobs=[job] if self.width else [])
 
     def _connect(self, messages: Any, context: Any) -> Any:
@@ -168,7 +168,8 @@ class Harvest:
 
     def pilots(self, state: str = "") -> list[str]:
         """Ids of pilots, of one state or in all, as squeue shows them."""
-        return [job for job, now, name, _ in self.machine.jobs() if name == f"fallow-{self.site}" and state in ("", now)]
+        ours = f"fallow-{self.site}"
+        return [job for job, now, name, _ in self.machine.jobs() if name == ours and state in ("", now)]
 
     def await_running(self, count: int) -> None:
         """Wait until so many pilots run and their agents are with the scheduler."""
