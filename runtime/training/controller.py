@@ -21,7 +21,14 @@ from runtime.training.hangs import HangWatch
 from runtime.training.link import Link
 from runtime.training.progress import Progress
 from runtime.training.pulse import Event
-from runtime.training.switches import call_off, find_origin, graceful_switch, recovery_switch, send
+from runtime.training.switches import (
+    call_off,
+    find_origin,
+    graceful_switch,
+    recovery_switch,
+    send,
+    told_of_both_copies,
+)
 
 TICK_S = 0.25
 STUCK_S = 30.0
@@ -260,6 +267,9 @@ class TrainController:
             self._reports.log(self._job, "", list(origin.problems))
         is_loss = self._generation is not None and any(view.phase(w) == "lost" for w in self._generation.workers)
         step = origin.source.step
+        if is_loss and not origin.holders:
+            lost = [w for w in view.generation.workers if view.phase(w) == "lost"] if view.generation else []
+            self._reports.log(self._job, "", [told_of_both_copies(lost, origin.source)])
         cause = "loss" if is_loss or self._progress.is_beyond(step) else self._target_cause()
         switch = await recovery_switch(go, generation, origin, self._links, cause)
         self._progress.back_to(step, cause)

@@ -125,6 +125,8 @@ class SessionWorker(TrainWorker):
             fault = fault_of(lambda: save(standing.state.model, output))
         if self._any(fault):
             raise OSError(fault or "another worker could not write the model")
+        if standing.group.rank == 0:
+            self._writer.discard_unfinished()
         self._become("finished", step=self.step, output=os.fspath(output))
 
 

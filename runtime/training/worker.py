@@ -103,16 +103,19 @@ class TrainWorker:
         assert part.model is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         known = read_tokenizer(part.tokenizer, part.model.vocab_size) if part.tokenizer else ""
-        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, data, known)
+        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, data, known, self._warn)
         self._batches = Batches(corpus, part.seed, part.sequence_length)
         if part.eval_data is not None:
             vocab_size, known = part.model.vocab_size, corpus.tokenizer_json
-            held_out = load_corpus(part.eval_data, vocab_size, part.sequence_length, data / "eval", known)
+            held_out = load_corpus(part.eval_data, vocab_size, part.sequence_length, data / "eval", known, self._warn)
             self._held_out = Batches(held_out, part.seed, part.sequence_length)
         if part.start is not None:
             check_start(Path(part.start), part.model)
         state = TrainState(part.model, device, Path(part.start) if part.start else None)
         self._standing = Standing(state, Snapshots(self._me))
+
+    def _warn(self, text: str) -> None:
+        self._tell("warning", text=text)
 
     def _follow(self, switch: Switch) -> None:
         standing = self._standing
@@ -190,6 +193,7 @@ class TrainWorker:
         by_rank = tuple(signal.checkpoint for signal in outcome.signals)
         is_due = self._writer.heard(by_rank)
         is_due |= self.step % self._part.checkpoint_every == 0 and Writing.BUSY not in by_rank
+        is_due &= self.step < self._part.steps  # the model itself is written then
         if is_due or self._since_switch == 1 or self.step % self._part.snapshot_every == 0:
             copy = self._snapshot(standing, generation)
             if is_due:
@@ -248,6 +252,8 @@ class TrainWorker:
                 fault = fault_of(lambda: keep_tokenizer_files(self._part.tokenizer, output))
         if self._any(fault) or fault:
             raise OSError(fault or "another worker could not write its part of the model")
+        if rank == 0:
+            self._writer.discard_unfinished()
         self._become("finished", step=self.step, output=os.fspath(output))
 
     def _share_of_model(self, state: TrainState, rank: int) -> dict[str, torch.Tensor]:
