@@ -23,6 +23,7 @@ from runtime.training.flat import squared_gradients, zero_gradients
 from runtime.training.generation import Generation
 from runtime.training.grains import Replica, grain_count, losses
 from runtime.training.group import Group
+from runtime.training.memory import OutOfMemory, advise_step, during, free_bytes
 from runtime.training.state import Position, TrainState
 from runtime.training.text import Batches, share
 
@@ -63,7 +64,8 @@ class Stepper:
         # one float64 buffer is summed over all workers: dense gradients, each grain's loss, and by expert the
         # squared norm of its gradient and the tokens it saw; of the last three only one worker has each number
         sizes = (state.dense.size, self._grains, math.prod(shape), math.prod(shape))
-        self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=state.device)
+        with during("the sums over all workers"):
+            self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=state.device)
         self._gradient_P, self._losses_N, norms, routed = self._sums.split(sizes)
         self._squared_norms_LE, self._routed_LE = norms.view(shape), routed.view(shape)
 
@@ -113,11 +115,16 @@ class Trainer(Stepper):
         self._balanced = [m for m in state.model.modules() if isinstance(m, SigmoidBiasRouter)]
         self._replicas = [Replica(state.model, state.dense) for _ in range(max(len(self._mine), 1))]
         self._loss_scale = 1 / (self._part.global_batch * self._part.sequence_length)
+        self._free_bytes = free_bytes(state.device)  # that a step can have
 
     def step(self, signals: Signals) -> Outcome:
         """Forward, backward, reduce, tell, update. Raises `PeerLost` with the state as it was."""
         started, waited_s = time.monotonic(), self._group.waited_s
-        self._forward_backward(self._state.position.step)
+        try:
+            self._forward_backward(self._state.position.step)
+        except OutOfMemory as error:
+            told = f"{error}: {advise_step(self._part, self._group.size, self._free_bytes)}"
+            raise OutOfMemory(told) from None  # and with it go the tensors of its traceback
         return self.conclude(signals, time.monotonic() - started - (self._group.waited_s - waited_s))
 
     @torch.no_grad()
@@ -148,7 +155,8 @@ class Trainer(Stepper):
         with torch.autocast(self._state.device, torch.bfloat16, enabled=self._part.precision == "bfloat16"):
             sums = losses(self._replicas, rows, self._run_experts, self._state.config.hidden_size)
         if torch.is_grad_enabled():
-            (torch.stack(sums).sum() * self._loss_scale).backward()
+            with during(f"the gradients of {sum(map(len, rows))} sequences"):
+                (torch.stack(sums).sum() * self._loss_scale).backward()
             for replica in self._replicas:
                 replica.add_gradient(self._gradient_P)
         for grain, loss in zip(self._mine, sums, strict=False):

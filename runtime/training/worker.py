@@ -29,6 +29,7 @@ from runtime.site.controller import WorkerSlot
 from runtime.training.checkpoint_writer import CheckpointWriter, Writing
 from runtime.training.generation import DENSE, Generation, Holding, Switch
 from runtime.training.group import PeerLost
+from runtime.training.memory import OutOfMemory, advise_state, free_bytes, is_lack, release
 from runtime.training.orders import Orders
 from runtime.training.pulse import Pulse
 from runtime.training.snapshots import Snapshots
@@ -54,6 +55,7 @@ class TrainWorker:
         self._standing: Standing | None = None
         self._batches: Batches | None = None
         self._held_out: Batches | None = None
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._boundary_s = 0.0  # Unix time of the last step's end
         self._since_switch = 0  # steps taken in this generation
         self.phase: Phase = "preparing"
@@ -96,12 +98,19 @@ class TrainWorker:
         except Exception as error:  # the process must not die silently: whatever it is, the job's owner reads it
             if self._standing is not None:
                 self._standing.close()
-            self._become("failed", message=explain(error, self._me))
+            self._become("failed", message=self._explain(error))
+
+    def _explain(self, error: Exception) -> str:
+        told, model = explain(error, self._me), self._part.model
+        if isinstance(error, OutOfMemory) and model is not None and "would fit" not in told:
+            release(error)
+            held = self._standing.state.held_bytes if self._standing else 0
+            return f"{told}: {advise_state(model, free_bytes(self._device) + held)}"
+        return told
 
     def _prepare(self) -> None:
         part, data = self._part, self._folder / "data"
         assert part.model is not None
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         known = read_tokenizer(part.tokenizer, part.model.vocab_size) if part.tokenizer else ""
         corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, data, known, self._warn)
         self._batches = Batches(corpus, part.seed, part.sequence_length)
@@ -111,7 +120,7 @@ class TrainWorker:
             self._held_out = Batches(held_out, part.seed, part.sequence_length)
         if part.start is not None:
             check_start(Path(part.start), part.model)
-        state = TrainState(part.model, device, Path(part.start) if part.start else None)
+        state = TrainState(part.model, self._device, Path(part.start) if part.start else None)
         self._standing = Standing(state, Snapshots(self._me))
 
     def _warn(self, text: str) -> None:
@@ -290,7 +299,9 @@ def explain(error: Exception, worker: str) -> str:
     """What a user reads when a worker gives up."""
     if isinstance(error, DataError):
         return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+    if isinstance(error, OutOfMemory):
+        return f"worker {worker} ran out of memory: {error}"
+    if is_lack(error):
         return f"worker {worker} ran out of memory: lower global_batch or the model's sizes, or raise width.min"
     if isinstance(error, OSError):
         return str(error)

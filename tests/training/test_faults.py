@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import resource
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -36,6 +38,58 @@ async def done(stage: Stage) -> None:
 
 def steps_lost(stage: Stage) -> list[int]:
     return [lost["steps"] for lost in stage.said.all("work_lost")]
+
+
+def limit_memory(stage: Stage, worker: str, more_bytes: int) -> None:
+    """The worker's process may have so much more than it has now."""
+    pid = stage.actors.processes[worker].pid
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more_bytes
+    resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+
+
+MUCH = {"sequence_length": 128, "global_batch": 24, "steps": 2}
+"""Of 16 kB a token in logits: 50 MB a sequence in all."""
+
+
+async def test_a_step_that_does_not_fit_says_what_would_and_that_does(stage: Stage, tmp_path: Path) -> None:
+    model = {**stage.spec.train.model.model_dump(), "vocab_size": 16_000}
+    stage.spec = tiny_spec(model=model, **MUCH)
+    await stage.warm("a", "b")
+    for worker in "ab":
+        limit_memory(stage, worker, 700 << 20)
+    await stage.assign(["a", "b"], "start")
+    ended = await stage.said.until("ended")
+    assert ended["outcome"] == "failed"
+    assert re.search(r"worker [ab] ran out of memory: the (logits|gradients|attention|feed-forward)", ended["message"])
+    assert re.search(r"needs [\d.]+ [MG]B more than there is: a sequence of 128 tokens needs about", ended["message"])
+    turns = re.search(r"accumulate (\d+) would fit", ended["message"])
+    assert turns, ended["message"]
+    again = Stage(tmp_path / "again", tiny_spec(model=model, **MUCH, accumulate=int(turns[1])))
+    try:
+        await again.warm("a", "b")
+        for worker in "ab":
+            limit_memory(again, worker, 700 << 20)
+        await again.assign(["a", "b"], "start")
+        assert (await again.said.until("ended"))["outcome"] == "done"
+    finally:
+        await again.controller.detach()
+        again.actors.close()
+
+
+async def test_experts_that_do_not_fit_are_named_with_the_width_at_which_they_would(stage: Stage) -> None:
+    model = {**stage.spec.train.model.model_dump(), "hidden_size": 256, "expert_size": 1024, "experts": 16}
+    stage.spec = tiny_spec(model=model, steps=2)
+    await stage.warm("a", "b")
+    for worker in "ab":
+        limit_memory(stage, worker, 300 << 20)
+    await stage.assign(["a", "b"], "start")
+    ended = await stage.said.until("ended")
+    assert ended["outcome"] == "failed"
+    assert re.search(r"ran out of memory: the (state|gradient) of expert \d+ of layer \d", ended["message"])
+    wider = re.search(r"width.min (\d+) would fit", ended["message"])
+    assert wider, ended["message"]
+    assert int(wider[1]) > 2
 
 
 def write_text(path: Path) -> Path:
