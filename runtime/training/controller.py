@@ -21,6 +21,7 @@ from runtime.training.hangs import HangWatch
 from runtime.training.link import Link
 from runtime.training.progress import Progress
 from runtime.training.pulse import Event
+from runtime.training.shares import Speeds
 from runtime.training.switches import (
     call_off,
     find_origin,
@@ -56,7 +57,7 @@ class TrainController:
         self._last_number = 0
         self._broken_since_s: float | None = None
         self._progress = Progress(job, reports, folder)
-        self._hangs = HangWatch()
+        self._hangs, self._speeds = HangWatch(), Speeds()
         self._ended = False
 
     # --- JobController --------------------------------------------------------------------------------------------
@@ -161,6 +162,8 @@ class TrainController:
                 self._reports.log(self._job, worker, [f"training broke off: {event['reason']}"])
             case "step":
                 self._progress.step(event, len(self._generation.members) if self._generation else 0)
+            case "speeds":
+                self._take_speeds(event["speeds"])
             case "evaluated":
                 self._progress.evaluated(event)
             case "warning":
@@ -171,6 +174,14 @@ class TrainController:
                 await self._end("done", "", event["output"])
         if self._flight is not None:
             self._flight.hear(worker, event)
+
+    def _take_speeds(self, speeds: dict[str, float]) -> None:
+        before = self._speeds.stragglers
+        self._speeds.hear(speeds)
+        for worker, speed in self._speeds.stragglers.items():
+            if worker not in before:
+                told = f"works at {speed:.2f} of the others' speed: it gets less of each batch, and keeps fewer experts"
+                self._reports.log(self._job, worker, [told])
 
     def _switched(self, link: Link) -> None:
         link.phase, link.is_finishing = "training", False
@@ -242,12 +253,13 @@ class TrainController:
             min_width=self._target.spec.min_width,
             now_s=time.time(),
             deadline_s=self._target.deadline_s,
+            stragglers=self._speeds.stragglers,
         )
 
     async def _begin(self, go: Go) -> None:
         """Order a switch to every participant."""
         number = self._last_number = self._last_number + 1
-        generation = form(number, go.slots)
+        generation = form(number, go.slots, self._speeds.newest)
         try:
             switch = await (self._graceful(go, generation) if go.is_graceful else self._recovery(go, generation))
         except Exception as error:  # a worker died while it was asked: its link says so next
@@ -258,7 +270,7 @@ class TrainController:
 
     async def _graceful(self, go: Go, generation: Generation) -> Switch:
         assert self._generation is not None
-        return await graceful_switch(go, generation, self._generation, self._links, self._target_cause())
+        return await graceful_switch(go, generation, self._generation, self._links, self._cause_of(go))
 
     async def _recovery(self, go: Go, generation: Generation) -> Switch:
         view = self._view()
@@ -274,6 +286,13 @@ class TrainController:
         switch = await recovery_switch(go, generation, origin, self._links, cause)
         self._progress.back_to(step, cause)
         return switch
+
+    def _cause_of(self, go: Go) -> str:
+        """Once the job is what it was told to be, it changes only for those who are slow."""
+        present = self._generation.workers if self._generation else ()
+        is_same = {slot.worker for slot in go.slots} == set(present)
+        is_settled = self._reached is not None and self._reached is self._target
+        return "straggler" if is_same and is_settled and go.then == "train" else self._target_cause()
 
     def _target_cause(self) -> str:
         return self._target.cause if self._target else ""

@@ -27,11 +27,12 @@ from runtime.training.memory import during
 
 GRID = 384.0
 """Adding and taking away 1.5 * 2**8 rounds a float64 to the grid of 2**-44."""
+GRAINS_EACH = 8
 
 
 def grain_count(global_batch: int, max_width: int) -> int:
-    """Two grains for each worker at full width: fine enough to share evenly, coarse enough to be fast."""
-    return min(global_batch, 2 * max_width) if max_width > 1 else 1
+    """Eight grains for each worker at full width: fine enough to share by speed, coarse enough to be fast."""
+    return min(global_batch, GRAINS_EACH * max_width) if max_width > 1 else 1
 
 
 class Replica:

@@ -190,6 +190,8 @@ class TrainWorker:
         standing.snapshots.settle()
         if generation.workers[0] == self._me:
             self._tell_step(outcome)
+            if outcome.speeds is not None:
+                self._tell("speeds", speeds=dict(zip(generation.workers, outcome.speeds, strict=True)))
         if self._orders.is_cancelled(generation.number):
             raise PeerLost("the controller knows that a peer is lost")
         self._at_boundary(standing, generation, outcome)
@@ -221,6 +223,7 @@ class TrainWorker:
             at_s=self._boundary_s,
             since_switch=self._since_switch,
             compute_s=list(outcome.compute_s),
+            grains=list(outcome.grains),
         )
 
     def _become(self, phase: Phase, **facts: Any) -> None:

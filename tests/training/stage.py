@@ -10,7 +10,7 @@ import torch
 from protocol.jobspec import JobSpec
 from runtime.moe.checkpoint import ModelFolder
 from runtime.site.controller import Assignment, WorkerSlot
-from runtime.training.actor import TrainWorkerActor
+from runtime.training.actor import Status, TrainWorkerActor
 from runtime.training.controller import TrainController
 from runtime.training.decisions import all_items
 from runtime.training.flat import DensePiece
@@ -59,11 +59,14 @@ class Stage:
     async def at_step(self, step: int) -> None:
         await self.said.until("progress", lambda f: f["step"] >= step)
 
+    async def status(self, worker: str) -> Status:
+        """Of a worker that is there."""
+        (slot,) = self.slots_of(self.spec, [worker])
+        return await (await self.actors.start(slot, TrainWorkerActor)).status.remote()
+
     async def ordered(self, worker: str) -> None:
         """Until the worker has been ordered to a switch."""
-        (slot,) = (slot for slot in self.slots_of(self.spec, [worker]) if slot.worker == worker)
-        handle = await self.actors.start(slot, TrainWorkerActor)
-        while (await handle.status.remote()).order is None:  # noqa: ASYNC110
+        while (await self.status(worker)).order is None:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     def losses(self) -> dict[int, float]:
