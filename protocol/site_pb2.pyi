@@ -203,7 +203,7 @@ class AssignmentReached(_message.Message):
     revision: _builtins.int
     width: _builtins.int
     cause: _builtins.str
-    """"start", "grow", "shrink", "reclaim", "loss", "move" """
+    """"start", "grow", "shrink", "reclaim", "loss", "move", "straggler" """
     stall_s: _builtins.float
     """how long the job stood still for it"""
     bytes_moved: _builtins.int

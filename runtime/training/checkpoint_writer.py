@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from runtime.training.checkpoints import commit, partial_of, write_shard
+from runtime.training.checkpoints import commit, discard_unfinished, partial_of, write_shard
 from runtime.training.generation import DENSE, Generation, Item
 from runtime.training.state import Copy
 
@@ -64,6 +64,10 @@ class CheckpointWriter:
         """Until the background work is done."""
         if self._thread is not None:
             self._thread.join()
+
+    def discard_unfinished(self) -> None:
+        """Training is over, and nobody writes any more: what was begun and is not whole is of no use."""
+        discard_unfinished(self._root)
 
     def _settle(self, at_rank_0: Callable[[_Job], None]) -> None:
         self.wait()

@@ -80,9 +80,14 @@ def commit(root: Path, partial: Path, step: int, skipped: int, width: int) -> Pa
     return final
 
 
-def _prune(root: Path, keep: Path) -> None:
+def discard_unfinished(root: Path) -> None:
+    """Delete checkpoints that were begun and are not whole; nobody may be writing one."""
     for leftover in root.glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _prune(root: Path, keep: Path) -> None:
+    discard_unfinished(root)
     finished = sorted(p for p in root.glob("step-*") if p.name <= keep.name)
     for old in finished[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)

@@ -69,6 +69,14 @@ async def find_origin(links: Links, experts: Iterable[ExpertId], checkpoints: Pa
     return Origin(Source("checkpoint", step=on_disk.step, path=str(on_disk.path)), {}, tuple(problems))
 
 
+def told_of_both_copies(lost: Iterable[str], source: Source) -> str:
+    """What a user reads when a loss took everyone who held some part of the state."""
+    back = (
+        f"the checkpoint of step {source.step}" if source.kind == "checkpoint" else "the beginning: no checkpoint yet"
+    )
+    return f"both copies of a part of the state were lost with {', '.join(lost)}: training goes back to {back}"
+
+
 async def recovery_switch(go: Go, generation: Generation, origin: Origin, links: Links, cause: str) -> Switch:
     """A start, a return from parking, or the way back after a loss."""
     moves = plan_moves(generation, origin.holders) if origin.holders else ()

@@ -187,7 +187,7 @@ def _is_no_rescale(job: Job, e: events.AssignmentReached) -> bool:
     if last is None or (last.cause, last.width) != (e.cause, e.width):
         return False
     is_known = e.revision == job.reached_revision
-    if e.cause == "loss":  # one assignment may see several
+    if e.cause in ("loss", "straggler"):  # one assignment may see several
         return e.stall_s == 0.0 or (is_known and (last.stall_s, last.at_step) == (e.stall_s, e.at_step))
     return is_known or e.cause in ("grow", "shrink")  # a restarted site says anew what it did, without the stall
 
