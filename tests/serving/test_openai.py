@@ -97,7 +97,12 @@ def test_a_chat_and_its_stream(client: openai.OpenAI, served: Served, codec: Tex
 
 
 def test_an_untouched_langchain_client_works(client: openai.OpenAI, served: Served) -> None:
-    asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": "你好"}], "max_tokens": 15, "temperature": 0}
+    asked: Any = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "你好"}],
+        "max_tokens": 15,
+        "temperature": 0,
+    }
     answer = client.chat.completions.create(**asked)
     chain = ChatPromptTemplate.from_messages([("user", "{greeting}")]) | ChatOpenAI(
         base_url=f"{served.url}/v1", api_key=SecretStr(KEY), model="tiny", temperature=0, max_completion_tokens=15
