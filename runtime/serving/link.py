@@ -21,7 +21,7 @@ class Link:
         self.under_way: dict[int, float] = {}  # call id -> when it was sent
         self._sock = sock
         self._sock.setblocking(False)
-        self._reader = wire.FrameReader()
+        self._reader = wire.FrameReader(reuses=True)
         self._out: deque[memoryview] = deque()
 
     @classmethod
@@ -58,7 +58,7 @@ class Link:
                 self._out[0] = self._out[0][sent:]
 
     def receive(self) -> Iterable[wire.Frame]:
-        """Every whole frame that has arrived."""
+        """Every whole frame that has arrived, each good until the next."""
         while (frame := self._reader.read(self._sock)) is not None:
             self.under_way.pop(frame.call, None)
             yield frame

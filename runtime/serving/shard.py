@@ -36,8 +36,7 @@ class ExpertStore(Protocol):
 
 def answer(store: ExpertStore, call: ExpertCall) -> torch.Tensor:
     """`y_PD`: each pair's token through its expert. Raises `KeyError` where an expert is not loaded."""
-    experts, counts = torch.unique_consecutive(call.expert_P, return_counts=True)
-    return store.run(call.layer, call.x_TD.index_select(0, call.token_P), experts.tolist(), counts.tolist())
+    return store.run(call.layer, call.rows(), call.experts, call.counts)
 
 
 class ShardServer:
@@ -78,7 +77,7 @@ class ShardServer:
             self._connections.add(sock)
         try:
             wire.welcome(sock, self._secret)
-            reader = wire.FrameReader()
+            reader = wire.FrameReader(reuses=True)
             while (frame := reader.read(sock)) is not None:
                 self._reply(sock, frame)
         except OSError as error:
