@@ -99,7 +99,7 @@ class Fleet:
     # --- workers -----------------------------------------------------------------------------------------------
 
     async def start(self, slot: WorkerSlot) -> tuple[Up, int]:
-        """A worker of the slot's kind, up and loaded, and its engine's epoch (0 for a shard).
+        """A worker of the slot's kind, up, and its engine's epoch (0 for a shard, which has loaded nothing yet).
 
         Raises `ModelUnusable`, `NodeMissing`, or whatever the actor died of.
         """
@@ -107,7 +107,7 @@ class Fleet:
         if slot.role == "shard":
             settings: tuple[object, ...] = (self._folder, self._file.secret, slot.address)
             self._handles[slot.worker] = await self._actors.start(slot, ShardActor, *settings)
-            return await self.load(slot, frozenset(slot.experts)), 0
+            return await self.load(slot, frozenset()), 0
         settings = (self._folder, self._file.secret, slot.address, self._serve.max_batch, self._serve.max_length)
         self._handles[slot.worker] = await self._actors.start(slot, EngineActor, *settings)
         told = await _told(self._handles[slot.worker].load.remote())
