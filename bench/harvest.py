@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -36,7 +35,7 @@ from bench.report import Row, argument_parser, publish, row
 from scheduler.control_loop import Planner
 from scheduler.domain.jobs import JobKind, ModelShape, Role, RoleNeed
 from scheduler.domain.plan import Plan, Snapshot
-from scheduler.planning.plan import plan
+from scheduler.planning.plan import Replanner, plan
 from scheduler.simulation import policies
 from scheduler.simulation.bound import frictionless, idle_counts
 from scheduler.simulation.collecting import seldom_collecting
@@ -138,7 +137,7 @@ def harvest(run: Run) -> float:
 
 def _planner(run: Run, mix: Sequence[MixJob]) -> Planner:
     if run.horizon_s is None:
-        return partial(plan)
+        return Replanner()
     up_s, down_s = run.physics.up_s, run.physics.down_s
     jobs = {
         job.id: replace(
@@ -156,7 +155,7 @@ def _planner(run: Run, mix: Sequence[MixJob]) -> Planner:
 
 def served(trace: str, knows_lifetimes: bool) -> tuple[float, float]:
     """Share of the time with enough idle nodes in which every expert was live, and bytes moved an hour."""
-    planner: Planner = partial(plan) if knows_lifetimes else without_lifetimes
+    planner: Planner = Replanner() if knows_lifetimes else without_lifetimes
     with seldom_collecting():
         replay = Replayer(_traces[trace], [SERVED], planner, Setting(parallel=1, endless=True)).run()
     (record,) = replay.jobs

@@ -16,13 +16,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.report import Row, argument_parser, publish, row
 from scheduler.domain.jobs import JobKind, ModelShape, Role, RoleNeed
-from scheduler.planning.plan import plan
+from scheduler.planning.plan import Replanner
 from scheduler.simulation.collecting import seldom_collecting
 from scheduler.simulation.job_mix import MixJob, read_job_mix
 from scheduler.simulation.outcome import percentiles_ms
@@ -79,7 +78,7 @@ def measure(nodes: int, minutes: float, data: Path) -> dict[str, Any]:
     jobs = jobs_for(nodes, read_job_mix(data / "jobs" / MIX)[0])
     setting = Setting(parallel=len(jobs), endless=True, site_of=lambda node: node[:3])
     with seldom_collecting():
-        replay = Replayer(trace, jobs, partial(plan), setting).run()
+        replay = Replayer(trace, jobs, Replanner(), setting).run()
     return {
         "nodes": nodes,
         "idle_nodes": trace.nodes,

@@ -35,7 +35,7 @@ from scheduler.inventory.effects import (
     SendAssignment,
 )
 from scheduler.lifecycle import IllegalTransition
-from scheduler.planning.plan import plan as default_planner
+from scheduler.planning.plan import Replanner
 from scheduler.store.port import Store
 
 Planner = Callable[[Snapshot], Plan]
@@ -104,13 +104,13 @@ class ControlLoop:
         store: Store,
         executor: Executor,
         clock: Clock,
-        planner: Planner = default_planner,
+        planner: Planner | None = None,
     ) -> None:
         self.inventory = inventory
         self._store = store
         self._executor = executor
         self._clock = clock
-        self._planner = planner
+        self._planner = planner or Replanner()
         self._inbox: deque[_Posted] = deque()
         self._wake = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []

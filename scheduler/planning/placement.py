@@ -10,8 +10,8 @@ from itertools import islice
 from scheduler.domain.cluster import Lease, LeaseKey
 from scheduler.domain.jobs import Role, WorkerSlot
 from scheduler.planning.lasting import Lasting
-from scheduler.planning.stock import SERVING_FOR_S, TRAINING_FOR_S, Place, Stock, place_of
-from scheduler.planning.view import Spot
+from scheduler.planning.stock import SERVING_FOR_S, TRAINING_FOR_S, Stock
+from scheduler.planning.view import Place, Spot, place_of
 
 APART = (Role.ENGINE, Role.SHARD)
 """Roles whose workers stand in for each other, and so must not be lost together."""

@@ -16,7 +16,7 @@ from scheduler.planning.fit import expert_slots, worker_bytes
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.placement import Ground, choose_leavers, choose_spots
 from scheduler.planning.stock import SERVING_FOR_S, Stock
-from scheduler.planning.view import Spot
+from scheduler.planning.view import Spot, Standing
 
 SPARE = 4
 """Once a model's loads are measured, one further copy for so many experts goes where the load is."""
@@ -71,10 +71,13 @@ def shape(claim: Claim, stock: Stock, expected: int, ground: Ground) -> Shape:
     below its minimum.
     """
     job, standing = claim.standing.job, claim.standing
+    targets = role_targets(job.needs, claim.floors, claim.width)
+    if job.assignment and not standing.is_forced and _is_as_it_was(standing, targets):
+        return Shape(job.assignment.workers)
     leavers = set(leavers_of(claim, ground))
     slots = [slot for slot in standing.staying if slot not in leavers]
     taken: list[Spot] = []
-    for role, target in role_targets(job.needs, claim.floors, claim.width).items():
+    for role, target in targets.items():
         have = sum(slot.role is role for slot in slots)
         spots: tuple[Spot, ...] = ()
         if target > have:
@@ -90,9 +93,14 @@ def shape(claim: Claim, stock: Stock, expected: int, ground: Ground) -> Shape:
                 stock.give_back(taken)
                 return Shape(None)
             slots, expected = [*slots, *held], expected - missing
-    if job.assignment and slots == list(job.assignment.workers):
-        return Shape(job.assignment.workers)
     return Shape(host_experts(job, slots, ground), tuple(taken))
+
+
+def _is_as_it_was(standing: Standing, targets: Mapping[Role, int]) -> bool:
+    """Whether the job's workers, all of whom stay, are as many of each role as it is to have."""
+    return len(standing.staying) == sum(targets.values()) and all(
+        sum(slot.role is role for slot in standing.staying) == target for role, target in targets.items()
+    )
 
 
 def move(claim: Claim, stock: Stock, ground: Ground) -> Shape | None:

@@ -8,33 +8,24 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 from scheduler.domain.cluster import LeaseKey
 from scheduler.planning.lasting import Lasting
-from scheduler.planning.view import Spot
+from scheduler.planning.view import Place, Spot, place_of
 
 TRAINING_FOR_S = 900.0
 SERVING_FOR_S = 3600.0
 """A node is the better, the likelier it lasts so long."""
 
-Place = tuple[str, int, str]
-"""Node, epoch and device: sorts spots like their ids, and faster."""
-
-
-def place_of(spot: Spot) -> Place:
-    """See `Place`."""
-    key = spot.lease.key
-    return key.node, key.epoch, spot.device.id
-
 
 class Stock:
     """See the module."""
 
-    def __init__(self, free: Iterable[Spot], lasting: Lasting) -> None:
-        self._spots = {place_of(spot): spot for spot in free}
+    def __init__(self, free: Mapping[Place, Spot], lasting: Lasting) -> None:
+        self._spots = dict(free)
         self._lasting = lasting
         self._smallest = min((spot.device.memory_bytes for spot in self._spots.values()), default=0)
         self._together: _Together | None = None
@@ -47,7 +38,8 @@ class Stock:
         """Those with so much memory; what is taken has to be taken here all the same."""
         if self._smallest >= memory_bytes:
             return self
-        return Stock((s for s in self._spots.values() if s.device.memory_bytes >= memory_bytes), self._lasting)
+        large = {place: s for place, s in self._spots.items() if s.device.memory_bytes >= memory_bytes}
+        return Stock(large, self._lasting)
 
     def take(self, spots: Iterable[Spot]) -> None:
         """These are no longer free."""

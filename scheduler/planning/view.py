@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from scheduler.domain.cluster import Device, Lease, LeaseKey, LeaseState
-from scheduler.domain.jobs import Job, JobKind, JobState, Role, Worker, WorkerSlot, WorkerState
-from scheduler.domain.plan import Outlook, Snapshot
-from scheduler.planning.worth import fairness_of
-
-_SHARED = ("free", "emptying", "held")
-"""Uses of devices that can be shared out among jobs."""
+from scheduler.domain.cluster import Device, Lease, LeaseKey
+from scheduler.domain.jobs import Job, JobKind, Role, WorkerSlot
+from scheduler.domain.plan import Outlook
 
 DEFAULT_HORIZON_S = 300.0
 """For a site of which nothing is known."""
@@ -35,15 +29,25 @@ class Spot:
         return self.lease.key, self.device.id
 
 
+Place = tuple[str, int, str]
+"""Node, epoch and device: sorts spots like their ids, and faster."""
+
+
+def place_of(spot: Spot) -> Place:
+    """See `Place`."""
+    key = spot.lease.key
+    return key.node, key.epoch, spot.device.id
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Devices of one kind at one site, by what can be done with them."""
 
     key: PoolKey
-    free: tuple[Spot, ...] = ()  # nobody holds them
+    free: Mapping[Place, Spot] = field(default_factory=dict)  # nobody holds them; in no order
     emptying: int = 0  # free as soon as workers that leave are gone
     held: int = 0  # under workers that stay, of jobs that are planned
-    memory_bytes: tuple[int, ...] = ()  # of all these devices, sorted
+    memory_bytes: tuple[tuple[int, int], ...] = ()  # (bytes, how many of these devices have so much), sorted
     draining: int = 0
     joining: int = 0
     suspect: int = 0
@@ -51,15 +55,15 @@ class Pool:
     @property
     def capacity(self) -> int:
         """Devices that can be shared out among jobs."""
-        return len(self.memory_bytes)
+        return len(self.free) + self.emptying + self.held
 
     def fitting(self, memory_bytes: int) -> int:
         """How many of them have so much memory."""
-        return self.capacity - bisect_left(self.memory_bytes, memory_bytes)
+        return sum(count for size, count in self.memory_bytes if size >= memory_bytes)
 
     def smallest_fitting(self, memory_bytes: int) -> int:
         """Memory of the smallest of them that has so much; there must be one."""
-        return self.memory_bytes[bisect_left(self.memory_bytes, memory_bytes)]
+        return next(size for size, _ in self.memory_bytes if size >= memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,99 +140,4 @@ class View:
     standings: tuple[Standing, ...]  # in `order`
     sites: tuple[str, ...]
     terms: Terms = Terms()
-
-
-def look(snapshot: Snapshot) -> View:
-    """Read a snapshot."""
-    leases = {lease.key: lease for lease in snapshot.leases}
-    workers = {worker.id: worker for worker in snapshot.workers}
-    live = (j for j in snapshot.jobs if j.state.is_live and j.state is not JobState.ENDING)
-    planned = [replace(j, needs=j.useful_needs) if j.wanted else j for j in live]
-    sites = tuple(sorted(snapshot.connected_sites))
-    standings = sorted((_stand(job, leases, workers, sites) for job in planned), key=lambda s: s.order)
-    stayers = {slot.worker for standing in standings for slot in standing.staying}
-    holders: dict[LeaseKey, dict[str, Worker]] = {}
-    for worker in snapshot.workers:
-        held = holders.setdefault(worker.lease, {})
-        for device in worker.devices:
-            held[device] = worker
-    pools = _pools(snapshot, holders, stayers)
-    return View(leases, pools, tuple(standings), sites, _terms(snapshot, planned))
-
-
-def _terms(snapshot: Snapshot, planned: list[Job]) -> Terms:
-    usages = {usage.user: usage.device_s for usage in snapshot.usages}
-    users = {user: usages.get(user, 0.0) for user in sorted({job.user for job in planned})}
-    outlooks = {outlook.site: outlook for outlook in snapshot.outlooks}
-    return Terms(snapshot.now_s, outlooks, fairness_of(users), dict(snapshot.spent), dict(snapshot.expert_loads))
-
-
-def _stand(job: Job, leases: dict[LeaseKey, Lease], workers: dict[str, Worker], sites: tuple[str, ...]) -> Standing:
-    staying: list[WorkerSlot] = []
-    leaving: list[WorkerSlot] = []
-    lost: list[WorkerSlot] = []
-    for slot in job.assignment.workers if job.assignment else ():
-        lease = leases.get(slot.lease)
-        if lease is None or slot.worker not in workers or workers[slot.worker].state is WorkerState.LEAVING:
-            lost.append(slot)
-        elif lease.state is LeaseState.DRAINING and lease.site in sites:
-            leaving.append(slot)
-        else:
-            staying.append(slot)
-    pool = next((_pool_of(slot, leases[slot.lease]) for slot in (*staying, *leaving)), None)
-    return Standing(job, tuple(staying), tuple(leaving), tuple(lost), pool)
-
-
-def _pool_of(slot: WorkerSlot, lease: Lease) -> PoolKey:
-    kinds = {device.id: device.kind for device in lease.devices}
-    return lease.site, kinds[slot.devices[0]]
-
-
-@dataclass(slots=True)
-class _Count:
-    """A pool as far as it is counted."""
-
-    free: list[Spot] = field(default_factory=list)
-    memory_bytes: list[int] = field(default_factory=list)
-    of_use: Counter[str] = field(default_factory=Counter)
-
-
-def _pools(snapshot: Snapshot, holders: dict[LeaseKey, dict[str, Worker]], stayers: set[str]) -> dict[PoolKey, Pool]:
-    """Runs through every device, of which there may be very many: most are free, and nobody asks for them."""
-    counts: dict[PoolKey, _Count] = {}
-    suspect = set(snapshot.suspect)
-    for lease in snapshot.leases:
-        held = holders.get(lease.key)
-        is_suspect = bool(suspect) and lease.key in suspect
-        devices = lease.devices if len(lease.devices) == 1 else sorted(lease.devices, key=lambda d: d.id)
-        for device in devices:
-            count = counts.get((lease.site, device.kind))
-            if count is None:
-                count = counts[lease.site, device.kind] = _Count()
-            use = _use(lease, held.get(device.id) if held else None, stayers, is_suspect)
-            count.of_use[use] += 1
-            if use in _SHARED:
-                count.memory_bytes.append(device.memory_bytes)
-            if use == "free":
-                count.free.append(Spot(lease, device))
-    return {key: _pool(key, count) for key, count in sorted(counts.items(), key=lambda item: item[0])}
-
-
-def _use(lease: Lease, holder: Worker | None, stayers: set[str], is_suspect: bool) -> str:
-    if lease.state is LeaseState.DRAINING:
-        return "draining"
-    if holder is not None and holder.id in stayers:
-        return "held"
-    if is_suspect:
-        return "suspect"
-    if lease.state is not LeaseState.READY:
-        return "joining"
-    if holder is None:
-        return "free"
-    return "emptying"
-
-
-def _pool(key: PoolKey, count: _Count) -> Pool:
-    uses = ("emptying", "held", "draining", "joining", "suspect")
-    memory_bytes = tuple(sorted(count.memory_bytes))
-    return Pool(key, tuple(count.free), memory_bytes=memory_bytes, **{use: count.of_use[use] for use in uses})
+    drained: tuple[Lease, ...] = ()  # that drain, carry no worker and were not released yet, by key

@@ -37,7 +37,7 @@ def no_site(job: Job, view: View) -> Reason:
 def too_large(job: Job, pools: list[Pool]) -> Reason:
     """The model does not fit on the devices that there are."""
     needed = least_bytes(job)
-    most = max((pool.memory_bytes[-1] for pool in pools if pool.capacity), default=0)
+    most = max((pool.memory_bytes[-1][0] for pool in pools if pool.capacity), default=0)
     message = (
         f"job {job.id}: a worker needs {_gib(needed)} of device memory at the job's widest ({job.max_width} workers); "
         f"the largest lent device has {_gib(most)}."

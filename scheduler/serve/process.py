@@ -19,7 +19,7 @@ from scheduler.clock import SystemClock
 from scheduler.control_loop import ControlLoop
 from scheduler.domain.reasons import Refused
 from scheduler.inventory import Inventory
-from scheduler.planning.plan import plan
+from scheduler.planning.plan import Replanner
 from scheduler.rpc.agents import AgentService
 from scheduler.rpc.auth import VIEWERS, Auth
 from scheduler.rpc.causes import Causes
@@ -141,7 +141,7 @@ class _Process:
     def _assemble(self) -> None:
         clock, causes, sessions = self._clock, Causes(), Sessions()
         inventory = Inventory.restore(self._store.load())
-        self._loop = ControlLoop(inventory, self._store, sessions, clock, measured_planner(plan, self._registry))
+        self._loop = ControlLoop(inventory, self._store, sessions, clock, measured_planner(Replanner(), self._registry))
         self._logs = LogFeed(JobLogs(self._database), clock)
         self._sessions, gate = sessions, Gate(self._auth)
         self._rpc = RpcServer(

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from scheduler.control_loop import Planner
-from scheduler.planning.plan import plan
+from scheduler.planning.plan import Replanner
 from scheduler.simulation import policies
 from scheduler.simulation.collecting import seldom_collecting
 from scheduler.simulation.command_line import Options, parse
@@ -80,7 +79,7 @@ def planner_for(options: Options, mix: Sequence[MixJob]) -> Planner:
     """The policy that was asked for."""
     if options.policy == "bftrainer":
         return policies.bftrainer({job.id: _priced(job, options) for job in mix}, options.horizon_s)
-    return policies.equal() if options.policy == "equal" else partial(plan)
+    return policies.equal() if options.policy == "equal" else Replanner()
 
 
 def _priced(job: MixJob, options: Options) -> MixJob:

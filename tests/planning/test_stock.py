@@ -11,8 +11,8 @@ from scheduler.domain.cluster import Device, Lease, LeaseKey, LeaseState
 from scheduler.domain.jobs import Role, WorkerSlot
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.placement import Ground, choose_spots
-from scheduler.planning.stock import SERVING_FOR_S, TRAINING_FOR_S, Stock, place_of
-from scheduler.planning.view import Spot
+from scheduler.planning.stock import SERVING_FOR_S, TRAINING_FOR_S, Stock
+from scheduler.planning.view import Spot, place_of
 
 NOW_S = 5_000.0
 LASTING = Lasting(NOW_S)
@@ -84,8 +84,8 @@ def test_every_choice_is_the_best_of_all_that_is_free(of: list[Lease], data: st.
     """Jobs come one after the other, some with workers already; some give back what they took."""
     leases = {lease.key: lease for lease in of}
     ground = Ground(leases, LASTING)
-    stock = Stock((Spot(lease, device) for lease in of for device in lease.devices), LASTING)
     free = [Spot(lease, device) for lease in of for device in lease.devices]
+    stock = Stock({place_of(spot): spot for spot in free}, LASTING)
     held: list[list[Spot]] = []
     for number in range(data.draw(st.integers(1, 6))):
         role, count = data.draw(st.sampled_from([Role.TRAINER, Role.SHARD])), data.draw(st.integers(1, 6))

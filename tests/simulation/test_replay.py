@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduler.planning.plan import plan
+from scheduler.planning.plan import Replanner
 from scheduler.simulation import policies
 from scheduler.simulation.__main__ import main
 from scheduler.simulation.job_clock import Physics
@@ -44,7 +44,7 @@ def trace_of(*spans: tuple[str, float, float]) -> Trace:
 
 def replay(trace: Trace, jobs: list[MixJob], policy: str = "fallow", **setting: object) -> Replay:
     planner = {
-        "fallow": lambda: plan,
+        "fallow": Replanner,
         "equal": policies.equal,
         "bftrainer": lambda: policies.bftrainer({j.id: j for j in jobs}, 300.0),
     }[policy]()
