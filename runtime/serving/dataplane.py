@@ -28,7 +28,7 @@ from runtime.serving.wire import Frame, Kind
 
 log = logging.getLogger(__name__)
 
-SLOW_S = 0.15
+SLOW_S = 0.05
 """A call may take this long, and SLOW_FACTOR times what its rows usually take, before another copy is asked too."""
 SLOW_FACTOR = 5.0
 DEAD_S = 20.0
