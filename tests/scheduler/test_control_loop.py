@@ -216,7 +216,7 @@ def test_commit_rejects_what_no_longer_fits() -> None:
     world.run(3.0)
     world.submit(needs=TWO_TO_FOUR)
     world.take_in()
-    stale = control_loop.default_planner(world.inventory.snapshot(world.clock.now_s()))
+    stale = control_loop.Replanner()(world.inventory.snapshot(world.clock.now_s()))
     lease = world.inventory.live_lease(names[0])
     assert lease
     at_s = world.clock.now_s()
