@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.site.controller import Actors, Assignment, LeaseKey, Reports, WorkerSlot
+from runtime.training.checkpoints import root_of
 from runtime.training.decisions import Decision, Go, View, Wait, all_items, decide, leftover
 from runtime.training.flight import Flight, Landing
 from runtime.training.generation import Generation, Switch, form
@@ -23,10 +24,12 @@ from runtime.training.progress import Progress
 from runtime.training.pulse import Event
 from runtime.training.shares import Speeds
 from runtime.training.switches import (
+    CheckpointsUnreachable,
     call_off,
     find_origin,
     graceful_switch,
     recovery_switch,
+    resend,
     send,
     told_of_both_copies,
 )
@@ -58,6 +61,7 @@ class TrainController:
         self._broken_since_s: float | None = None
         self._progress = Progress(job, reports, folder)
         self._hangs, self._speeds = HangWatch(), Speeds()
+        self._unreachable = ""  # what was said of the place of the checkpoints
         self._ended = False
 
     # --- JobController --------------------------------------------------------------------------------------------
@@ -262,6 +266,12 @@ class TrainController:
         generation = form(number, go.slots, self._speeds.newest)
         try:
             switch = await (self._graceful(go, generation) if go.is_graceful else self._recovery(go, generation))
+            self._unreachable = ""
+        except CheckpointsUnreachable as error:
+            if str(error) != self._unreachable:  # it is tried again at every tick
+                self._unreachable = str(error)
+                self._reports.log(self._job, "", [self._unreachable])
+            return
         except Exception as error:  # a worker died while it was asked: its link says so next
             log.info("job %s: switch %d not begun: %s", self._job, number, error)
             return
@@ -274,7 +284,7 @@ class TrainController:
 
     async def _recovery(self, go: Go, generation: Generation) -> Switch:
         view = self._view()
-        origin = await find_origin(self._links, view.experts, self._folder / "checkpoints")
+        origin = await find_origin(self._links, view.experts, self._checkpoints)
         if origin.problems:
             self._reports.log(self._job, "", list(origin.problems))
         is_loss = self._generation is not None and any(view.phase(w) == "lost" for w in self._generation.workers)
@@ -294,28 +304,18 @@ class TrainController:
         is_settled = self._reached is not None and self._reached is self._target
         return "straggler" if is_same and is_settled and go.then == "train" else self._target_cause()
 
+    @property
+    def _checkpoints(self) -> str:
+        assert self._target is not None
+        assert self._target.spec.train is not None
+        return root_of(self._target.spec.train, self._folder)
+
     def _target_cause(self) -> str:
         return self._target.cause if self._target else ""
 
-    async def _resend(self, flight: Flight) -> bool:
-        """An earlier controller may not have reached everyone. The order is idempotent; who is through says so."""
-        links = [self._links[w] for w in flight.switch.participants if w in self._links]
-        if any(link.phase == "starting" for link in links):
-            return False
-        flight.is_sent = True
-        for worker in set(flight.switch.participants) - self._links.keys():
-            flight.hear(worker, {"kind": "lost"})
-        for link in links:
-            try:
-                await link.handle.order.remote(flight.switch)
-                flight.adopt(link.slot.worker, await link.status())
-            except Exception:  # its link says what became of it
-                flight.hear(link.slot.worker, {"kind": "lost"})
-        return True
-
     async def _follow_flight(self, flight: Flight) -> bool:
         if not flight.is_sent:
-            return await self._resend(flight)
+            return await resend(flight, self._links)
         if flight.is_complete:
             self._flight, self._generation = None, flight.switch.generation
             self._landing = flight.landing().after(self._landing)

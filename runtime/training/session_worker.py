@@ -122,12 +122,12 @@ class SessionWorker(TrainWorker):
         output, fault = self._folder / self._part.output, ""
         self._tell("finishing")
         self._writer.wait()
+        standing.group.barrier()
         if standing.group.rank == 0:
             fault = fault_of(lambda: save(standing.state.model, output))
+            self._writer.discard_unfinished()
         if self._any(fault):
             raise OSError(fault or "another worker could not write the model")
-        if standing.group.rank == 0:
-            self._writer.discard_unfinished()
         self._become("finished", step=self.step, output=os.fspath(output))
 
 

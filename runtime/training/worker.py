@@ -27,6 +27,7 @@ from runtime.moe.checkpoint import (
 )
 from runtime.site.controller import WorkerSlot
 from runtime.training.checkpoint_writer import CheckpointWriter, Writing
+from runtime.training.checkpoints import keeping_of, root_of
 from runtime.training.generation import DENSE, Generation, Holding, Switch
 from runtime.training.group import PeerLost
 from runtime.training.memory import OutOfMemory, advise_state, free_bytes, is_lack, release
@@ -51,7 +52,7 @@ class TrainWorker:
         self._spec, self._part, self._slot, self._folder = spec, spec.train, slot, folder
         self._me = slot.worker
         self._orders, self._tell = orders, pulse.tell
-        self._writer = CheckpointWriter(folder / "checkpoints", pulse.tell)
+        self._writer = CheckpointWriter(root_of(self._part, folder), keeping_of(self._part), pulse.tell)
         self._standing: Standing | None = None
         self._batches: Batches | None = None
         self._held_out: Batches | None = None
@@ -203,7 +204,10 @@ class TrainWorker:
     def _at_boundary(self, standing: Standing, generation: Generation, outcome: Outcome) -> None:
         by_rank = tuple(signal.checkpoint for signal in outcome.signals)
         is_due = self._writer.heard(by_rank)
-        is_due |= self.step % self._part.checkpoint_every == 0 and Writing.BUSY not in by_rank
+        if self.step % self._part.checkpoint_every == 0:
+            is_due |= Writing.BUSY not in by_rank
+            if not is_due and generation.workers[0] == self._me:
+                self._warn(f"the checkpoint of step {self.step} is left out: an earlier one is still being written")
         is_due &= self.step < self._part.steps  # the model itself is written then
         if is_due or self._since_switch == 1 or self.step % self._part.snapshot_every == 0:
             copy = self._snapshot(standing, generation)
@@ -262,10 +266,10 @@ class TrainWorker:
             fault = fault_of(lambda: finish_folder(output, state.config, tokenizer))
             if not fault and self._part.tokenizer:
                 fault = fault_of(lambda: keep_tokenizer_files(self._part.tokenizer, output))
+        if rank == 0:
+            self._writer.discard_unfinished()  # before anyone says that it is finished, which ends all
         if self._any(fault) or fault:
             raise OSError(fault or "another worker could not write its part of the model")
-        if rank == 0:
-            self._writer.discard_unfinished()
         self._become("finished", step=self.step, output=os.fspath(output))
 
     def _share_of_model(self, state: TrainState, rank: int) -> dict[str, torch.Tensor]:
