@@ -1,7 +1,7 @@
 """Serving speed: our engine against transformers' `generate` and its continuous batching, and experts on three nodes.
 
     python -m bench.serve [--gguf FILE] [--concurrency 1 8 32] [--rounds 3] [--device cuda] [--cpu-time]
-                          [--trace CSV [--trace-minutes 10] [--only-trace]] [--json FILE]
+                          [--trace CSV [--trace-minutes 10]] [--only PART ...] [--json FILE]
 
 Models: SmolLM2-135M if `--gguf` is given (`bench.served_models` says where from), else random weights in its shape, and
 a small random MoE in OLMoE's shape; fp32 on a CPU, bf16 on a GPU. All requests are there at once, with prompts of 16 to
@@ -43,6 +43,7 @@ from runtime.serving.sequences import StepScheduler
 STEP_TOKENS = 256
 SHARDS = 3
 LARGEST_BATCH = 32
+PARTS = ("dense", "moe", "nodes", "trace")
 BATCHES = "transformers generate on all who wait"
 
 
@@ -269,7 +270,7 @@ def main() -> None:
     parser.add_argument("--no-continuous", action="store_true", help="leave generate_batch out")
     parser.add_argument("--trace", type=Path, help="Azure's trace of LLM requests, as CSV")
     parser.add_argument("--trace-minutes", type=float, default=10.0)
-    parser.add_argument("--only-trace", action="store_true", help="nothing else")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
@@ -277,11 +278,13 @@ def main() -> None:
         moe = olmoe(Path(name))
         title = "SmolLM2-135M" if options.gguf else "SmolLM2-135M's shape"
         dense = smollm2(options.gguf, Path(name)) if options.gguf else smollm2_shape(Path(name))
-        if not options.only_trace:
+        if "dense" in options.only:
             rows += against_transformers(title, dense, options)
+        if "moe" in options.only:
             rows += against_transformers("OLMoE-shaped", moe, options)
+        if "nodes" in options.only:
             rows += on_three_nodes("OLMoE-shaped", moe, options)
-        if options.trace:
+        if "trace" in options.only and options.trace:
             rows += on_a_trace(title, dense, options)
     publish("serve", rows, options.json)
 
