@@ -143,6 +143,17 @@ def known_answers(bench: Bench) -> dict[int, str]:
     return {number: stream(job.endpoint, job.name, prompt_of(number), TOKENS).text for number in range(PROMPTS)}
 
 
+def left_over(bench: Bench) -> float:
+    """Requests that the gateway still has once nobody asks any more; what it reports may be some seconds old."""
+    deadline_s = time.monotonic() + 15.0
+    while True:
+        counts = bench.settled().metrics
+        left = counts["running"] + counts["waiting"]
+        if not left or time.monotonic() > deadline_s:
+            return left
+        time.sleep(0.5)
+
+
 def memory_rows(role: str, growth: Growth) -> list[Row]:
     """What a role's processes held."""
     of = f"{role} ({growth.processes})"
@@ -169,7 +180,7 @@ def main() -> None:
         clients = Clients(job.endpoint, job.name, answers, options.clients)
         done = disturb(bench.cluster, options.seconds, options.reclaim_every, options.kill_every)
         ended, tally = clients.stop(180.0), clients.tally
-        growth, counts = memory.stop(), bench.settled().metrics
+        growth, left = memory.stop(), left_over(bench)
     for line in [*tally.wrong, *tally.broken][:5]:
         print(line)
     rows = [
@@ -182,7 +193,7 @@ def main() -> None:
         row("kills", "nodes", done["kill"]),
         row("seconds per request, median", "s", statistics.median(tally.seconds or [0.0])),
         row("longest wait between two pieces", "s", max(tally.gaps_s or [0.0])),
-        row("left in the gateway", "requests", counts["running"] + counts["waiting"], at_most=0),
+        row("left in the gateway", "requests", left, at_most=0),
         *itertools.chain(*(memory_rows(role, of_role) for role, of_role in growth.items())),
     ]
     publish("serving_load", rows, options.json)

@@ -135,6 +135,7 @@ class ExpertPlane:
         self.failovers = 0
         self.hops = 0
         self.hop_s = 0.0
+        self.wait_s = 0.0  # part of hop_s in which nothing was left to do here
         self.orphans: tuple[tuple[int, int], ...] = ()
         threading.Thread(target=self._reconnect_forever, name="shard-connect", daemon=True).start()
 
@@ -285,7 +286,10 @@ class ExpertPlane:
             poller.register(link, link.events)
         hedges_s = [call.hedge_s for call in work.calls.values() if not call.hedged]
         wait_ms = min(50.0, max(1.0, 1000 * (min(hedges_s) - time.monotonic()))) if hedges_s else 50.0
-        for fd, events in poller.poll(wait_ms):
+        polled_s = time.monotonic()
+        ready = poller.poll(wait_ms)
+        self.wait_s += time.monotonic() - polled_s
+        for fd, events in ready:
             link = links[fd]
             try:
                 if events & select.POLLOUT:

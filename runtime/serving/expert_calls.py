@@ -57,7 +57,8 @@ def encode_call(call: ExpertCall) -> list[bytes | memoryview]:
     tokens, width = call.x_TD.shape
     dtype = DTYPES.index(call.x_TD.dtype)
     head = CALL.pack(call.layer, tokens, width, len(call.token_P), len(call.experts), dtype)
-    return [head, array("I", call.experts + call.counts).tobytes(), raw(call.token_P), raw(call.x_TD)]
+    groups = array("I", call.experts + call.counts)
+    return [b"".join((head, groups, raw(call.token_P))), raw(call.x_TD)]
 
 
 def decode_call(body: bytearray | bytes | memoryview) -> ExpertCall:

@@ -105,7 +105,12 @@ class ShardWorker:
     def status(self) -> dict[str, Any]:
         """What it holds and has done."""
         tokens = self._understudy.status()["tokens"] if self._understudy else 0
-        return {"experts": len(self._store.loaded()), "calls": self._server.calls, "tokens": tokens}
+        return {
+            "experts": len(self._store.loaded()),
+            "calls": self._server.calls,
+            "compute_s": self._server.compute_s,
+            "tokens": tokens,
+        }
 
     def room(self) -> int:
         """How many more experts it could load and leave as much memory free as they take."""
