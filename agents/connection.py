@@ -75,6 +75,7 @@ def pause_s(failures: int, chance: float) -> float:
 
 async def _taken_from(outbox: asyncio.Queue[pb.AgentMessage | None]) -> AsyncIterator[pb.AgentMessage]:
     while (message := await outbox.get()) is not None:
+        message.sent_s = time.time()
         yield message
 
 

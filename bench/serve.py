@@ -1,6 +1,7 @@
 """Serving speed: our engine against transformers' `generate` and its continuous batching, and experts on three nodes.
 
-    python -m bench.serve [--gguf FILE] [--concurrency 1 8 32] [--rounds 3] [--device cuda] [--cpu-time] [--json FILE]
+    python -m bench.serve [--gguf FILE] [--concurrency 1 8 32] [--rounds 3] [--device cuda] [--cpu-time]
+                          [--trace CSV [--trace-minutes 10]] [--only PART ...] [--json FILE]
 
 Models: SmolLM2-135M if `--gguf` is given (`bench.served_models` says where from), else random weights in its shape, and
 a small random MoE in OLMoE's shape; fp32 on a CPU, bf16 on a GPU. All requests are there at once, with prompts of 16 to
@@ -28,6 +29,7 @@ import torch
 from bench.report import Row, argument_parser, publish, row
 from bench.served_models import olmoe, smollm2, smollm2_shape
 from bench.sharded import Sharded
+from bench.trace_serving import Work, median_last_s, percentile, recorded, replay, replay_in_batches, thinned
 from runtime.moe.expert_bank import BankExperts, ExpertBank
 from runtime.moe.key_value_pool import cache_factory
 from runtime.moe.packed import packed
@@ -40,14 +42,9 @@ from runtime.serving.sequences import StepScheduler
 
 STEP_TOKENS = 256
 SHARDS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One request: its prompt, and how many tokens its answer has."""
-
-    prompt: tuple[int, ...]
-    answer: int
+LARGEST_BATCH = 32
+PARTS = ("dense", "moe", "nodes", "trace")
+BATCHES = "transformers generate on all who wait"
 
 
 def mixed(count: int, vocab_size: int) -> list[Work]:
@@ -74,16 +71,21 @@ class Ours:
 
     def run(self, works: Sequence[Work]) -> list[list[int]]:
         """All answers. A new engine each time, so that no page of an earlier round helps."""
-        config, room = self.model.config, 64 * 512
-        pages = Pages(cache_factory(config, self._device, self._dtype), room, config.localised_filtering)
-        scheduler = StepScheduler(len(works), STEP_TOKENS, room, pages.open)
-        engine = Engine(self.model, self._experts, scheduler, pages)
+        engine = self.engine(len(works))
+        scheduler = engine.scheduler
         requests = [Request(str(n), work.prompt, SamplingParams(work.answer)) for n, work in enumerate(works)]
         for request in requests:
             scheduler.add(request)
         while scheduler.running or scheduler.waiting:
             engine.step()
         return [request.emitted for request in requests]
+
+    def engine(self, max_batch: int) -> Engine:
+        """A new one."""
+        config, room = self.model.config, 64 * 512
+        pages = Pages(cache_factory(config, self._device, self._dtype), room, config.localised_filtering)
+        scheduler = StepScheduler(max_batch, STEP_TOKENS, room, pages.open)
+        return Engine(self.model, self._experts, scheduler, pages)
 
 
 class Transformers:
@@ -161,6 +163,37 @@ def against_transformers(name: str, folder: Path, options: argparse.Namespace) -
     return rows
 
 
+def on_a_trace(name: str, folder: Path, options: argparse.Namespace) -> list[Row]:
+    """Requests as they came on a recorded day, to ours and to batches of `generate`."""
+    ours, peer = Ours(folder, options.device), Transformers(folder, options.device)
+    works = recorded(options.trace, options.trace_minutes, ours.model.config.vocab_size)
+    burst = works[: 2 * LARGEST_BATCH]
+    started_s = time.perf_counter()
+    ours.run(burst)
+    works = thinned(works, sum(work.tokens for work in burst) / (time.perf_counter() - started_s))
+    engine = ours.engine(LARGEST_BATCH)
+
+    def add(id: str, work: Work) -> None:
+        engine.scheduler.add(Request(id, work.prompt, SamplingParams(work.answer)))
+
+    mine = replay(works, add, lambda: [(each.sequence, bool(each.finish)) for each in engine.step()])
+    theirs = replay_in_batches(works, peer.generate, LARGEST_BATCH)
+    figure = f"{name}, Azure trace, {options.trace_minutes:g} min, {len(works)} requests"
+    return [
+        row(f"{figure}: arrival to whole answer, median", "s", median_last_s(mine), BATCHES, median_last_s(theirs)),
+        *(
+            row(
+                f"{figure}: arrival to {what}, 95th percentile",
+                "s",
+                percentile([getattr(each, part) for each in mine], 0.95),
+                BATCHES,
+                percentile([getattr(each, part) for each in theirs], 0.95),
+            )
+            for what, part in {"first token": "first_s", "whole answer": "last_s"}.items()
+        ),
+    ]
+
+
 def _works(way: Callable[[Sequence[Work]], Any]) -> bool:
     try:
         way([Work((300, 301, 302), 2)])
@@ -175,23 +208,51 @@ def on_three_nodes(name: str, folder: Path, options: argparse.Namespace) -> list
     alone = Ours(folder, options.device)
     works = mixed(8, alone.model.config.vocab_size)
     with Sharded(folder, SHARDS) as shards:
-        spread = Ours(folder, options.device, shards.executor)
-        hop_s = 0.0
+        spread, spent = Ours(folder, options.device, shards.executor), Spent()
 
         def sharded(given: Sequence[Work]) -> None:
-            nonlocal hop_s
-            threads, before_s = torch.get_num_threads(), shards.plane.hop_s
+            nonlocal spent
+            threads, before = torch.get_num_threads(), Spent.of(shards)
             torch.set_num_threads(1)
             spread.run(given)
             torch.set_num_threads(threads)
-            hop_s = shards.plane.hop_s - before_s
+            spent = Spent.of(shards).since(before)
 
         single, rate = rates(works, options.rounds, time.perf_counter, alone.run, sharded)
-    seconds = sum(work.answer for work in works) / rate
     figure = f"{name}, 8 at once, experts on {SHARDS} nodes"
     return [
         row(figure, "tokens/s", rate, "one process", single, at_least=0.7, of="ratio"),
-        row(f"{figure}: share of time that waits for experts", "of 1", hop_s / seconds),
+        *breakdown(figure, 1.0 / rate, spent, sum(work.answer for work in works)),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds of an engine and its shards in expert calls: in them at all, waiting in them, and the shards' own."""
+
+    hop_s: float = 0.0
+    wait_s: float = 0.0
+    compute_s: float = 0.0
+
+    @staticmethod
+    def of(shards: Sharded) -> Spent:
+        """Until now."""
+        return Spent(shards.plane.hop_s, shards.plane.wait_s, shards.compute_s())
+
+    def since(self, before: Spent) -> Spent:
+        """What came after."""
+        return Spent(self.hop_s - before.hop_s, self.wait_s - before.wait_s, self.compute_s - before.compute_s)
+
+
+def breakdown(figure: str, token_s: float, spent: Spent, tokens: int) -> list[Row]:
+    """What an answer's token takes, by parts; the last round's calls against the median round's time."""
+    hop, wait, compute = (1e3 * part / tokens for part in (spent.hop_s, spent.wait_s, spent.compute_s))
+    return [
+        row(f"{figure}: a token", "ms", 1e3 * token_s),
+        row(f"{figure}: of it attention, routers, norms, sampling", "ms", 1e3 * token_s - hop),
+        row(f"{figure}: of it expert calls: sorting, framing, sending, receiving", "ms", hop - wait),
+        row(f"{figure}: of it expert calls: waiting for shards", "ms", wait),
+        row(f"{figure}: meanwhile the {SHARDS} shards computed, all together", "ms", compute),
     ]
 
 
@@ -207,17 +268,24 @@ def main() -> None:
         "--cpu-time", action="store_true", help="count this process's CPU time, where others compute too"
     )
     parser.add_argument("--no-continuous", action="store_true", help="leave generate_batch out")
+    parser.add_argument("--trace", type=Path, help="Azure's trace of LLM requests, as CSV")
+    parser.add_argument("--trace-minutes", type=float, default=10.0)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as name:
         moe = olmoe(Path(name))
-        if options.gguf:
-            rows += against_transformers("SmolLM2-135M", smollm2(options.gguf, Path(name)), options)
-        else:
-            rows += against_transformers("SmolLM2-135M's shape", smollm2_shape(Path(name)), options)
-        rows += against_transformers("OLMoE-shaped", moe, options)
-        rows += on_three_nodes("OLMoE-shaped", moe, options)
+        title = "SmolLM2-135M" if options.gguf else "SmolLM2-135M's shape"
+        dense = smollm2(options.gguf, Path(name)) if options.gguf else smollm2_shape(Path(name))
+        if "dense" in options.only:
+            rows += against_transformers(title, dense, options)
+        if "moe" in options.only:
+            rows += against_transformers("OLMoE-shaped", moe, options)
+        if "nodes" in options.only:
+            rows += on_three_nodes("OLMoE-shaped", moe, options)
+        if "trace" in options.only and options.trace:
+            rows += on_a_trace(title, dense, options)
     publish("serve", rows, options.json)
 
 

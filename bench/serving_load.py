@@ -4,7 +4,9 @@
 
 A small random MoE on five nodes of this machine: one engine, three shards. Clients stream greedy answers one after
 another, each to one of a few prompts whose answer is known from an undisturbed run; one that is refused with 429 waits
-as it is told and asks again. Meanwhile the owner reclaims a node now and then, and lends it again, and nodes die.
+a second and asks again. Meanwhile the owner reclaims a node now and then, and lends it again, and nodes die. The memory
+of gateway, engines and shards is watched: a process's first minute is its warm-up, and what it holds then is held
+against what it holds at the end.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from pathlib import Path
 import httpx
 
 from bench.failover import Bench, served
-from bench.report import argument_parser, publish, row
+from bench.memory_watch import Growth, MemoryWatch
+from bench.report import Row, argument_parser, publish, row
 from bench.served_models import olmoe
 from bench.streams import Refused, stream
 from fallow.local_cluster import LocalCluster
 
 PROMPTS, TOKENS = 8, 24
+LARGEST_GROWTH = 1.1
+"""Of the gateway, which lives through all of it, from its warm-up to the end. Shards take over what others held."""
 
 
 @dataclass
@@ -138,6 +143,29 @@ def known_answers(bench: Bench) -> dict[int, str]:
     return {number: stream(job.endpoint, job.name, prompt_of(number), TOKENS).text for number in range(PROMPTS)}
 
 
+def left_over(bench: Bench) -> float:
+    """Requests that the gateway still has once nobody asks any more; what it reports may be some seconds old."""
+    deadline_s = time.monotonic() + 15.0
+    while True:
+        counts = bench.settled().metrics
+        left = counts["running"] + counts["waiting"]
+        if not left or time.monotonic() > deadline_s:
+            return left
+        time.sleep(0.5)
+
+
+def memory_rows(role: str, growth: Growth) -> list[Row]:
+    """What a role's processes held."""
+    of = f"{role} ({growth.processes})"
+    limit = {"at_most": LARGEST_GROWTH} if role == "gateway" else {}
+    return [
+        row(f"{of}: private memory, once warm", "MB", growth.warm_mb),
+        row(f"{of}: private memory, at the end", "MB", growth.end_mb),
+        row(f"{of}: at the end over once warm", "ratio", growth.end_mb / growth.warm_mb, **limit),
+        row(f"{of}: growth", "MB/min", growth.mb_per_minute),
+    ]
+
+
 def main() -> None:
     """Run it and publish."""
     parser = argument_parser(__doc__.splitlines()[0])
@@ -148,9 +176,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as name, served(olmoe(Path(name))) as bench:
         answers, job = known_answers(bench), bench.settled()
+        memory = MemoryWatch(bench.cluster.processes)
         clients = Clients(job.endpoint, job.name, answers, options.clients)
         done = disturb(bench.cluster, options.seconds, options.reclaim_every, options.kill_every)
         ended, tally = clients.stop(180.0), clients.tally
+        growth, left = memory.stop(), left_over(bench)
     for line in [*tally.wrong, *tally.broken][:5]:
         print(line)
     rows = [
@@ -163,6 +193,8 @@ def main() -> None:
         row("kills", "nodes", done["kill"]),
         row("seconds per request, median", "s", statistics.median(tally.seconds or [0.0])),
         row("longest wait between two pieces", "s", max(tally.gaps_s or [0.0])),
+        row("left in the gateway", "requests", left, at_most=0),
+        *itertools.chain(*(memory_rows(role, of_role) for role, of_role in growth.items())),
     ]
     publish("serving_load", rows, options.json)
 

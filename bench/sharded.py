@@ -21,8 +21,10 @@ def _shard(pipe: Connection, folder: str, experts: list[tuple[int, int]]) -> Non
     from runtime.serving.workers import ShardWorker
 
     torch.set_num_threads(1)
-    pipe.send(ShardWorker(folder, SECRET, "127.0.0.1").load(experts)["address"])
-    pipe.recv()
+    worker = ShardWorker(folder, SECRET, "127.0.0.1")
+    pipe.send(worker.load(experts)["address"])
+    while pipe.recv():
+        pipe.send(worker.status()["compute_s"])
 
 
 class Sharded:
@@ -44,6 +46,12 @@ class Sharded:
         self.plane.set_routing(self._table)
         self.executor = RemoteExperts(self.plane, config.expert_layers, config.experts)
 
+    def compute_s(self) -> float:
+        """Seconds that the shards have computed, all together."""
+        for pipe in self._pipes:
+            pipe.send(True)
+        return float(sum(pipe.recv() for pipe in self._pipes))
+
     def __enter__(self) -> Sharded:
         return self
 
@@ -52,4 +60,4 @@ class Sharded:
     ) -> None:
         self.plane.close()
         for pipe in self._pipes:
-            pipe.send(None)
+            pipe.send(False)

@@ -16,7 +16,8 @@ PROCESSES = {
 
 def main() -> None:
     """Run the command line; never returns."""
-    if len(sys.argv) > 1 and sys.argv[1] in PROCESSES:
+    starts_pilots = sys.argv[1:2] == ["site"] and "--slurm" in sys.argv
+    if len(sys.argv) > 1 and sys.argv[1] in PROCESSES and not starts_pilots:
         os.execv(sys.executable, [sys.executable, "-m", *PROCESSES[sys.argv[1]], *sys.argv[2:]])
     from fallow.cli.app import run
 

@@ -23,7 +23,11 @@ _CHECKED_CHARACTERS = 16_000_000  # the rest of a larger file is checked when tr
 
 _NOT_PLAIN_TEXT = (".npy", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
-_PATHS = {"train": ("data", "output", "tokenizer", "eval_data", "start"), "serve": ("model",), "task": ("output",)}
+_PATHS = {
+    "train": ("data", "output", "tokenizer", "eval_data", "start", "checkpoints"),
+    "serve": ("model",),
+    "task": ("output",),
+}
 
 
 def load_spec(given: SpecLike) -> JobSpec:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protocol import common_pb2 as protocol_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protocol/agent.proto\x12\tfallow.v1\x1a\x15protocol/common.proto\"\xed\x01\n\x0c\x41gentMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.fallow.v1.AgentHelloH\x00\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x15.fallow.v1.NodeReportH\x00\x12+\n\x07reclaim\x18\x03 \x01(\x0b\x32\x18.fallow.v1.ReclaimNoticeH\x00\x12\x32\n\x0eraylet_started\x18\x04 \x01(\x0b\x32\x18.fallow.v1.RayletStartedH\x00\x12#\n\x04left\x18\x05 \x01(\x0b\x32\x13.fallow.v1.NodeLeftH\x00\x42\x06\n\x04\x62ody\"\xa7\x01\n\nAgentHello\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\"\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32\x11.fallow.v1.Device\x12\x16\n\x0eprobe_failures\x18\x06 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\"\xda\x01\n\nNodeReport\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x15\n\rspare_devices\x18\x02 \x03(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1b\n\x0e\x65xpected_end_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07grace_s\x18\x06 \x01(\x01\x12\x17\n\x0f\x61gent_rss_bytes\x18\x07 \x01(\x01\x12\x1a\n\x12\x61gent_cpu_fraction\x18\x08 \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\t \x01(\x01\x42\x11\n\x0f_expected_end_s\"R\n\rReclaimNotice\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x12\n\ndeadline_s\x18\x02 \x01(\x01\x12\x0f\n\x07grace_s\x18\x03 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\"-\n\rRayletStarted\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"H\n\x08NodeLeft\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0e\n\x06\x66ree_s\x18\x03 \x01(\x01\x12\x0e\n\x06killed\x18\x04 \x01(\x05\"\xba\x01\n\x0c\x41gentCommand\x12*\n\x07granted\x18\x01 \x01(\x0b\x32\x17.fallow.v1.LeaseGrantedH\x00\x12#\n\x04join\x18\x02 \x01(\x0b\x32\x13.fallow.v1.JoinSiteH\x00\x12%\n\x05leave\x18\x03 \x01(\x0b\x32\x14.fallow.v1.LeaveSiteH\x00\x12*\n\x07reclaim\x18\x04 \x01(\x0b\x32\x17.fallow.v1.ReclaimAskedH\x00\x42\x06\n\x04\x62ody\"\x1d\n\x0cLeaseGranted\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"V\n\x08JoinSite\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x13\n\x0bray_address\x18\x02 \x01(\t\x12\x11\n\tray_token\x18\x03 \x01(\t\x12\x13\n\x0bray_version\x18\x04 \x01(\t\")\n\tLeaveSite\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"=\n\x0cReclaimAsked\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0f\n\x07grace_s\x18\x02 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t2O\n\x0c\x41gentService\x12?\n\x07\x43onnect\x12\x17.fallow.v1.AgentMessage\x1a\x17.fallow.v1.AgentCommand(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protocol/agent.proto\x12\tfallow.v1\x1a\x15protocol/common.proto\"\xfd\x01\n\x0c\x41gentMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.fallow.v1.AgentHelloH\x00\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x15.fallow.v1.NodeReportH\x00\x12+\n\x07reclaim\x18\x03 \x01(\x0b\x32\x18.fallow.v1.ReclaimNoticeH\x00\x12\x32\n\x0eraylet_started\x18\x04 \x01(\x0b\x32\x18.fallow.v1.RayletStartedH\x00\x12#\n\x04left\x18\x05 \x01(\x0b\x32\x13.fallow.v1.NodeLeftH\x00\x12\x0e\n\x06sent_s\x18\x06 \x01(\x01\x42\x06\n\x04\x62ody\"\xa7\x01\n\nAgentHello\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\"\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32\x11.fallow.v1.Device\x12\x16\n\x0eprobe_failures\x18\x06 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\"\xda\x01\n\nNodeReport\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x15\n\rspare_devices\x18\x02 \x03(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1b\n\x0e\x65xpected_end_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07grace_s\x18\x06 \x01(\x01\x12\x17\n\x0f\x61gent_rss_bytes\x18\x07 \x01(\x01\x12\x1a\n\x12\x61gent_cpu_fraction\x18\x08 \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\t \x01(\x01\x42\x11\n\x0f_expected_end_s\"R\n\rReclaimNotice\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x12\n\ndeadline_s\x18\x02 \x01(\x01\x12\x0f\n\x07grace_s\x18\x03 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\"-\n\rRayletStarted\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"H\n\x08NodeLeft\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0e\n\x06\x66ree_s\x18\x03 \x01(\x01\x12\x0e\n\x06killed\x18\x04 \x01(\x05\"\xba\x01\n\x0c\x41gentCommand\x12*\n\x07granted\x18\x01 \x01(\x0b\x32\x17.fallow.v1.LeaseGrantedH\x00\x12#\n\x04join\x18\x02 \x01(\x0b\x32\x13.fallow.v1.JoinSiteH\x00\x12%\n\x05leave\x18\x03 \x01(\x0b\x32\x14.fallow.v1.LeaveSiteH\x00\x12*\n\x07reclaim\x18\x04 \x01(\x0b\x32\x17.fallow.v1.ReclaimAskedH\x00\x42\x06\n\x04\x62ody\"\x1d\n\x0cLeaseGranted\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"V\n\x08JoinSite\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x13\n\x0bray_address\x18\x02 \x01(\t\x12\x11\n\tray_token\x18\x03 \x01(\t\x12\x13\n\x0bray_version\x18\x04 \x01(\t\")\n\tLeaveSite\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"=\n\x0cReclaimAsked\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0f\n\x07grace_s\x18\x02 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t2O\n\x0c\x41gentService\x12?\n\x07\x43onnect\x12\x17.fallow.v1.AgentMessage\x1a\x17.fallow.v1.AgentCommand(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protocol.agent_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AGENTMESSAGE']._serialized_start=59
-  _globals['_AGENTMESSAGE']._serialized_end=296
-  _globals['_AGENTHELLO']._serialized_start=299
-  _globals['_AGENTHELLO']._serialized_end=466
-  _globals['_NODEREPORT']._serialized_start=469
-  _globals['_NODEREPORT']._serialized_end=687
-  _globals['_RECLAIMNOTICE']._serialized_start=689
-  _globals['_RECLAIMNOTICE']._serialized_end=771
-  _globals['_RAYLETSTARTED']._serialized_start=773
-  _globals['_RAYLETSTARTED']._serialized_end=818
-  _globals['_NODELEFT']._serialized_start=820
-  _globals['_NODELEFT']._serialized_end=892
-  _globals['_AGENTCOMMAND']._serialized_start=895
-  _globals['_AGENTCOMMAND']._serialized_end=1081
-  _globals['_LEASEGRANTED']._serialized_start=1083
-  _globals['_LEASEGRANTED']._serialized_end=1112
-  _globals['_JOINSITE']._serialized_start=1114
-  _globals['_JOINSITE']._serialized_end=1200
-  _globals['_LEAVESITE']._serialized_start=1202
-  _globals['_LEAVESITE']._serialized_end=1243
-  _globals['_RECLAIMASKED']._serialized_start=1245
-  _globals['_RECLAIMASKED']._serialized_end=1306
-  _globals['_AGENTSERVICE']._serialized_start=1308
-  _globals['_AGENTSERVICE']._serialized_end=1387
+  _globals['_AGENTMESSAGE']._serialized_end=312
+  _globals['_AGENTHELLO']._serialized_start=315
+  _globals['_AGENTHELLO']._serialized_end=482
+  _globals['_NODEREPORT']._serialized_start=485
+  _globals['_NODEREPORT']._serialized_end=703
+  _globals['_RECLAIMNOTICE']._serialized_start=705
+  _globals['_RECLAIMNOTICE']._serialized_end=787
+  _globals['_RAYLETSTARTED']._serialized_start=789
+  _globals['_RAYLETSTARTED']._serialized_end=834
+  _globals['_NODELEFT']._serialized_start=836
+  _globals['_NODELEFT']._serialized_end=908
+  _globals['_AGENTCOMMAND']._serialized_start=911
+  _globals['_AGENTCOMMAND']._serialized_end=1097
+  _globals['_LEASEGRANTED']._serialized_start=1099
+  _globals['_LEASEGRANTED']._serialized_end=1128
+  _globals['_JOINSITE']._serialized_start=1130
+  _globals['_JOINSITE']._serialized_end=1216
+  _globals['_LEAVESITE']._serialized_start=1218
+  _globals['_LEAVESITE']._serialized_end=1259
+  _globals['_RECLAIMASKED']._serialized_start=1261
+  _globals['_RECLAIMASKED']._serialized_end=1322
+  _globals['_AGENTSERVICE']._serialized_start=1324
+  _globals['_AGENTSERVICE']._serialized_end=1403
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,9 @@ class AgentMessage(_message.Message):
     RECLAIM_FIELD_NUMBER: _builtins.int
     RAYLET_STARTED_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    SENT_S_FIELD_NUMBER: _builtins.int
+    sent_s: _builtins.float
+    """Unix time by the agent's clock, as are all Unix times of its messages"""
     @_builtins.property
     def hello(self) -> Global___AgentHello:
         """always first"""
@@ -48,10 +51,11 @@ class AgentMessage(_message.Message):
         reclaim: Global___ReclaimNotice | None = ...,
         raylet_started: Global___RayletStarted | None = ...,
         left: Global___NodeLeft | None = ...,
+        sent_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "hello", b"hello", "left", b"left", "raylet_started", b"raylet_started", "reclaim", b"reclaim", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "hello", b"hello", "left", b"left", "raylet_started", b"raylet_started", "reclaim", b"reclaim", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "hello", b"hello", "left", b"left", "raylet_started", b"raylet_started", "reclaim", b"reclaim", "report", b"report", "sent_s", b"sent_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "report", "reclaim", "raylet_started", "left"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015

@@ -135,6 +135,7 @@ class Job(_message.Message):
     SPEC_JSON_FIELD_NUMBER: _builtins.int
     STEPS_LOST_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    USEFUL_WIDTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     kind: _builtins.str
@@ -156,6 +157,8 @@ class Job(_message.Message):
     endpoint: _builtins.str
     spec_json: _builtins.str
     steps_lost: _builtins.int
+    useful_width: _builtins.int
+    """most workers that it could use now: 0 of one that sleeps"""
     @_builtins.property
     def waiting(self) -> _common_pb2.Reason:
         """why it does not run, or not at its full width"""
@@ -197,10 +200,11 @@ class Job(_message.Message):
         spec_json: _builtins.str = ...,
         steps_lost: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        useful_width: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_started_s", b"_started_s", "device_seconds", b"device_seconds", "ended_s", b"ended_s", "started_s", b"started_s", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_started_s", b"_started_s", "device_seconds", b"device_seconds", "ended_s", b"ended_s", "endpoint", b"endpoint", "id", b"id", "kind", b"kind", "loss", b"loss", "max_width", b"max_width", "message", b"message", "metrics", b"metrics", "min_width", b"min_width", "name", b"name", "output", b"output", "rate", b"rate", "rate_unit", b"rate_unit", "rescales", b"rescales", "spec_json", b"spec_json", "started_s", b"started_s", "state", b"state", "step", b"step", "steps_lost", b"steps_lost", "submitted_s", b"submitted_s", "total", b"total", "user", b"user", "waiting", b"waiting", "width", b"width", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s", "_started_s", b"_started_s", "device_seconds", b"device_seconds", "ended_s", b"ended_s", "endpoint", b"endpoint", "id", b"id", "kind", b"kind", "loss", b"loss", "max_width", b"max_width", "message", b"message", "metrics", b"metrics", "min_width", b"min_width", "name", b"name", "output", b"output", "rate", b"rate", "rate_unit", b"rate_unit", "rescales", b"rescales", "spec_json", b"spec_json", "started_s", b"started_s", "state", b"state", "step", b"step", "steps_lost", b"steps_lost", "submitted_s", b"submitted_s", "total", b"total", "useful_width", b"useful_width", "user", b"user", "waiting", b"waiting", "width", b"width", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ended_s: _TypeAlias = _typing.Literal["ended_s"]  # noqa: Y015
     _WhichOneofArgType__ended_s: _TypeAlias = _typing.Literal["_ended_s", b"_ended_s"]  # noqa: Y015

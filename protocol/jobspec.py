@@ -131,10 +131,19 @@ class TrainPart(Part):
     snapshot_every: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=8, description="steps between in-memory snapshots"
     )
-    checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=100, description="steps between checkpoints on disk")
+    checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=100, description="steps between checkpoints")
+    checkpoints: Text | None = Field(
+        default=None,
+        description="folder or fsspec URL for this job's checkpoints alone; a job that finds some there goes on from "
+        "the newest; left out, they lie with the job",
+    )
+    keep_checkpoints: Annotated[int, Field(ge=1, le=10_000)] = Field(default=2, description="newest ones that stay")
+    keep_checkpoint_hours: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.0, description="younger ones than this stay, too"
+    )
     output: Text = Field(description="folder for checkpoints and the finished model")
 
-    @field_validator("data", "output", "tokenizer", "eval_data", "start")
+    @field_validator("data", "output", "tokenizer", "eval_data", "start", "checkpoints")
     @classmethod
     def _paths(cls, value: str | None) -> str | None:
         return value if value is None else _safe_path(value)

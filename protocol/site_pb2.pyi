@@ -203,7 +203,7 @@ class AssignmentReached(_message.Message):
     revision: _builtins.int
     width: _builtins.int
     cause: _builtins.str
-    """"start", "grow", "shrink", "reclaim", "loss", "move" """
+    """"start", "grow", "shrink", "reclaim", "loss", "move", "straggler" """
     stall_s: _builtins.float
     """how long the job stood still for it"""
     bytes_moved: _builtins.int
@@ -525,6 +525,9 @@ class SiteCommand(_message.Message):
     ASSIGN_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     FORGET_FIELD_NUMBER: _builtins.int
+    SENT_S_FIELD_NUMBER: _builtins.int
+    sent_s: _builtins.float
+    """Unix time by the scheduler's clock, as are all Unix times of its commands"""
     @_builtins.property
     def assign(self) -> Global___Assignment: ...
     @_builtins.property
@@ -537,10 +540,11 @@ class SiteCommand(_message.Message):
         assign: Global___Assignment | None = ...,
         end: Global___EndJob | None = ...,
         forget: Global___ForgetNode | None = ...,
+        sent_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "end", b"end", "forget", b"forget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "end", b"end", "forget", b"forget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "end", b"end", "forget", b"forget", "sent_s", b"sent_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "end", "forget"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015

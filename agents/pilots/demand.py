@@ -41,7 +41,7 @@ def work(jobs: Sequence[pb.Job], nodes: Sequence[pb.Node], site: str, devices_pe
 
     The nodes of pilots are told from others by their names; how many devices a node has is learned from them.
     """
-    wanted = sum(job.max_width for job in jobs if job.state in _WANTING)
+    wanted = sum(job.useful_width for job in jobs if job.state in _WANTING)
     prefix = f"{site}."
     ours = [node for node in nodes if node.site == site and node.id.startswith(prefix) and node.source == "pilot"]
     names = {node.id for node in ours}

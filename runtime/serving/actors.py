@@ -38,6 +38,10 @@ class ShardActor:
         """See `ShardWorker.set_routing`."""
         return self._worker.set_routing(epoch, shards, experts)
 
+    def room(self) -> int:
+        """See `ShardWorker.room`."""
+        return self._worker.room()
+
     def status(self) -> dict[str, Any]:
         """See `ShardWorker.status`."""
         return self._worker.status()

@@ -15,6 +15,7 @@ from typing import Any
 
 from runtime.serving.actors import ModelUnusable
 from runtime.serving.demand import Demand, report_progress
+from runtime.serving.drift import Drift
 from runtime.serving.fleet import ActorGone, Fleet, endpoint_name, first_line
 from runtime.serving.job_file import JobFile
 from runtime.serving.load_reports import report_loads
@@ -30,7 +31,6 @@ PROGRESS_S = 1.0
 PRESS_S = 2.0
 """So long before their deadline workers leave, whether or not their places are taken."""
 MAX_FAILED_STARTS = 6
-STALL_POLL_S = 0.05
 STALL_WAIT_S = 5.0
 
 
@@ -45,6 +45,7 @@ class ServeController:
         self._fleet: Fleet | None = None
         self._understudies: Understudies | None = None
         self._demand: Demand | None = None
+        self._drift = Drift()
         self._assignment: Assignment | None = None
         self._since_s = time.monotonic()  # when the newest change was asked for
         self._up: dict[str, Up] = {}
@@ -71,13 +72,14 @@ class ServeController:
         first = self._assignment is None
         self._assignment, self._since_s = assignment, time.monotonic()
         self._lost &= {slot.worker for slot in assignment.workers}
+        self._drift.forget_copies()
         if first:
             assert assignment.spec.serve is not None
             self._fleet = Fleet(self._job, assignment.spec.name, assignment.spec.serve, self._actors, self._file)
             self._understudies = Understudies(self._fleet)
             self._demand = Demand(assignment.spec.serve, time.monotonic())
             self._spawn(self._run())
-            self._spawn(report_loads(self._job, self._up, self._fleet, self._reports))
+            self._spawn(report_loads(self._job, self._up, self._fleet, self._reports, self._follow_load))
         for worker in assignment.lost_workers:
             self._forget(worker)
         self._changed.set()
@@ -121,7 +123,7 @@ class ServeController:
         assignment = self._now
         for slot in assignment.workers:
             self._strays.pop(slot.worker, None)
-        rollout = decide(assignment.workers, self._up, set(self._busy), self._lost, self._pressed())
+        rollout = decide(self._drift.beside(assignment.workers), self._up, set(self._busy), self._lost, self._pressed())
         for slot in rollout.start:
             self._reports.worker(self._job, slot, "starting")
             self._begin(slot, self._start(slot))
@@ -217,6 +219,13 @@ class ServeController:
         finally:
             if self._busy.get(slot.worker, (slot, None))[1] is asyncio.current_task():
                 del self._busy[slot.worker]
+            self._changed.set()
+
+    def _follow_load(self, tokens: list[int], rooms: dict[str, int]) -> None:
+        """Have spare slots take copies of what has become busy, while nothing else is changing."""
+        self._drift.count(tokens)
+        is_calm = self._reached == self._now.revision and not self._busy and self._loss_since_s is None
+        if is_calm and self._drift.follow(self._now.workers, rooms):
             self._changed.set()
 
     def _have_understudy(self) -> None:
@@ -330,12 +339,7 @@ class ServeController:
     async def _measure(self, assignment: Assignment, cause: str, since_s: float) -> None:
         """Report `reached` once the streams that stood still move again, with how long they stood."""
         assert self._fleet is not None
-        longest_s, give_up_s = 0.0, time.monotonic() + STALL_WAIT_S
-        with contextlib.suppress(ActorGone):
-            longest_s, waiting = await self._fleet.stall(time.monotonic() - since_s)
-            while waiting and assignment.workers and time.monotonic() < give_up_s:
-                await asyncio.sleep(STALL_POLL_S)
-                longest_s, waiting = await self._fleet.stall(time.monotonic() - since_s)
+        longest_s = await self._fleet.stall_since(since_s, STALL_WAIT_S if assignment.workers else 0.0)
         self._reports.reached(assignment, longest_s, cause=cause)
 
     def _serves(self) -> bool:

@@ -10,6 +10,7 @@ the round trip (docs/BENCHMARKS.md).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import select
 import threading
@@ -17,16 +18,17 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from runtime.serving.expert_calls import ExpertCall, decode_reply, encode_call
+from runtime.serving.expert_calls import ExpertCall, bits, decode_reply, encode_call
 from runtime.serving.link import Link
 from runtime.serving.routing import Routing, share_out
 from runtime.serving.wire import Frame, Kind
 
 log = logging.getLogger(__name__)
 
-SLOW_S = 0.15
+SLOW_S = 0.05
 """A call may take this long, and SLOW_FACTOR times what its rows usually take, before another copy is asked too."""
 SLOW_FACTOR = 5.0
 DEAD_S = 20.0
@@ -54,36 +56,66 @@ class _Pending:
 
 @dataclass(slots=True)
 class _Layer:
-    """One layer's work. Invariant: an expert is in `missing` until its rows of `y_PD` are filled."""
+    """One layer's work: its (token, expert) pairs sorted by expert. Invariant: an expert is in `missing` until the rows
+    of `y_ND` that are its pairs' are filled."""
 
     layer: int
     x_TD: torch.Tensor
-    token_P: torch.Tensor
-    expert_P: torch.Tensor
+    order_P: np.ndarray  # pair (t, k) as t * K + k, which is its row of y_ND
+    token_P: np.ndarray
     spans: dict[int, tuple[int, int]]  # expert -> its pairs
-    y_PD: torch.Tensor
+    y_ND: torch.Tensor
     missing: set[int]
     calls: dict[int, _Pending] = field(default_factory=dict)
 
+    @staticmethod
+    def of(layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> _Layer:
+        """Nothing of it asked yet."""
+        expert_N = expert_TK.numpy().ravel()
+        order_P = expert_N.argsort(kind="stable")
+        ends = np.bincount(expert_N).cumsum().tolist()
+        spans = {e: (low, high) for e, (low, high) in enumerate(itertools.pairwise([0, *ends])) if high > low}
+        y_ND = torch.empty(len(expert_N), x_TD.shape[1], dtype=x_TD.dtype)
+        return _Layer(layer, x_TD.cpu(), order_P, order_P // expert_TK.shape[1], spans, y_ND, set(spans))
+
+    def rows(self, experts: Iterable[int]) -> dict[int, int]:
+        """How many pairs each expert has."""
+        return {e: self.spans[e][1] - self.spans[e][0] for e in experts}
+
     def ask(self, experts: list[int]) -> ExpertCall:
         """The call for some of the experts; only the tokens that they need travel."""
-        index = torch.cat([torch.arange(*self.spans[e]) for e in experts])
-        tokens, token_P = self.token_P[index].unique(return_inverse=True)
-        return ExpertCall(self.layer, self.x_TD[tokens], token_P, self.expert_P[index])
+        token_P = self._pairs(self.token_P, experts)
+        is_needed_T = np.zeros(len(self.x_TD), bool)
+        is_needed_T[token_P] = True
+        tokens = is_needed_T.nonzero()[0]
+        counts = list(self.rows(experts).values())
+        if len(tokens) == len(self.x_TD):
+            return ExpertCall(self.layer, self.x_TD, experts, counts, torch.from_numpy(token_P.astype(np.int32)))
+        place_T = is_needed_T.cumsum() - 1
+        x_TD = self.x_TD.index_select(0, torch.from_numpy(tokens))
+        return ExpertCall(self.layer, x_TD, experts, counts, torch.from_numpy(place_T[token_P].astype(np.int32)))
 
     def unasked(self) -> list[int]:
         """Experts that no call under way asks for."""
-        return sorted(self.missing - {e for call in self.calls.values() for e in call.experts})
+        return sorted(self.missing.difference(*(call.experts for call in self.calls.values())))
 
     def fill(self, experts: list[int], y_PD: torch.Tensor) -> None:
         """Take an answer; parts that another copy has given already are left as they are."""
-        at = 0
-        for expert in experts:
-            low, high = self.spans[expert]
-            if expert in self.missing:
-                self.y_PD[low:high] = y_PD[at : at + high - low]
-                self.missing.discard(expert)
-            at += high - low
+        given_PD = bits(y_PD)
+        if not self.missing.issuperset(experts):
+            ends = itertools.accumulate(self.rows(experts).values())
+            parts = zip(experts, np.split(given_PD, list(ends)[:-1]), strict=True)
+            wanted = {e: part for e, part in parts if e in self.missing}
+            if not wanted:
+                return
+            experts, given_PD = list(wanted), np.concatenate(list(wanted.values()))
+        bits(self.y_ND)[self._pairs(self.order_P, experts)] = given_PD
+        self.missing.difference_update(experts)
+
+    def _pairs(self, of_P: np.ndarray, experts: list[int]) -> np.ndarray:
+        """The part of it that belongs to some experts."""
+        parts = [of_P[slice(*self.spans[e])] for e in experts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class ExpertPlane:
@@ -103,6 +135,7 @@ class ExpertPlane:
         self.failovers = 0
         self.hops = 0
         self.hop_s = 0.0
+        self.wait_s = 0.0  # part of hop_s in which nothing was left to do here
         self.orphans: tuple[tuple[int, int], ...] = ()
         threading.Thread(target=self._reconnect_forever, name="shard-connect", daemon=True).start()
 
@@ -189,7 +222,7 @@ class ExpertPlane:
         Raises `PlaneClosed` if the plane is closed meanwhile.
         """
         started = time.monotonic()
-        work, order_P = _prepare(layer, x_TD, expert_TK)
+        work = _Layer.of(layer, x_TD, expert_TK)
         with self._gate:
             while self._swap_wanted:
                 self._gate.wait(0.001)
@@ -198,9 +231,7 @@ class ExpertPlane:
                 self._round(work)
         self.hops += 1
         self.hop_s += time.monotonic() - started
-        y_PD = torch.empty_like(work.y_PD)
-        y_PD[order_P] = work.y_PD
-        return y_PD.view(*expert_TK.shape, x_TD.shape[1])
+        return work.y_ND.view(*expert_TK.shape, x_TD.shape[1])
 
     def _round(self, work: _Layer) -> None:
         """Take what has arrived; ask again where a shard died or is slow; wait where no copy lives."""
@@ -229,7 +260,7 @@ class ExpertPlane:
                 call.hedged = False  # what overtook it may have been cut off
 
     def _send(self, work: _Layer, experts: list[int]) -> None:
-        rows = {e: work.spans[e][1] - work.spans[e][0] for e in experts}
+        rows = work.rows(experts)
         dead = [s for s in self._routing.shards if s not in self._links]
         slow = [link.shard for link in self._links.values() if link.under_way]
         chosen, _ = share_out(self._routing, work.layer, rows, (dead, slow))
@@ -238,7 +269,7 @@ class ExpertPlane:
 
     def _send_one(self, work: _Layer, shard: str, experts: list[int]) -> None:
         call = work.ask(experts)
-        rows, now_s = call.token_P.numel(), time.monotonic()
+        rows, now_s = len(call.token_P), time.monotonic()
         self._next_call += 1
         patience_s = SLOW_S + SLOW_FACTOR * self._row_s * rows
         link = self._links[shard]
@@ -255,7 +286,10 @@ class ExpertPlane:
             poller.register(link, link.events)
         hedges_s = [call.hedge_s for call in work.calls.values() if not call.hedged]
         wait_ms = min(50.0, max(1.0, 1000 * (min(hedges_s) - time.monotonic()))) if hedges_s else 50.0
-        for fd, events in poller.poll(wait_ms):
+        polled_s = time.monotonic()
+        ready = poller.poll(wait_ms)
+        self.wait_s += time.monotonic() - polled_s
+        for fd, events in ready:
             link = links[fd]
             try:
                 if events & select.POLLOUT:
@@ -300,7 +334,7 @@ class ExpertPlane:
         now_s = time.monotonic()
         for call in [call for call in work.calls.values() if call.hedge_s < now_s and not call.hedged]:
             call.hedged = True
-            rows = {e: work.spans[e][1] - work.spans[e][0] for e in call.experts if e in work.missing}
+            rows = work.rows(work.missing.intersection(call.experts))
             absent = [s for s in self._routing.shards if s not in self._links]
             chosen, _ = share_out(self._routing, work.layer, rows, ([*absent, call.link.shard],))
             for shard, experts in chosen.items():
@@ -310,17 +344,6 @@ class ExpertPlane:
             oldest_s = link.oldest_s()
             if oldest_s is not None and oldest_s < now_s - DEAD_S:
                 self._lose(link, TimeoutError(f"no answer for {DEAD_S:g} s"))
-
-
-def _prepare(layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> tuple[_Layer, torch.Tensor]:
-    """Sort the (token, expert) pairs by expert; the permutation puts the answers back in order."""
-    expert_P, order_P = expert_TK.reshape(-1).sort(stable=True)
-    experts, counts = expert_P.unique_consecutive(return_counts=True)
-    ends = counts.cumsum(0).tolist()
-    spans = {e: (end - n, end) for e, end, n in zip(experts.tolist(), ends, counts.tolist(), strict=True)}
-    y_PD = torch.empty(expert_P.numel(), x_TD.shape[1], dtype=x_TD.dtype)
-    token_P = order_P // expert_TK.shape[1]
-    return _Layer(layer, x_TD.cpu(), token_P, expert_P, spans, y_PD, set(spans)), order_P
 
 
 def _close(links: Iterable[Link]) -> None:

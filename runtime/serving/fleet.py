@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from runtime.serving.routing import Address, ExpertId, Routing
 from runtime.site.controller import Actors, WorkerSlot
 
 CALL_TIMEOUT_S = 5.0
+STALL_POLL_S = 0.05
 UNREACHABLE_TRIES = 3
 UNREACHABLE_WAIT_S = 0.3
 
@@ -78,6 +80,16 @@ class Fleet:
         longest_s, waiting = await self._ask(self._gateway, "stall", ago_s)
         return longest_s, waiting
 
+    async def stall_since(self, since_s: float, wait_s: float) -> float:
+        """The longest stall since then, once the streams that stand still move again, or after `wait_s`."""
+        longest_s, give_up_s = 0.0, time.monotonic() + wait_s
+        with contextlib.suppress(ActorGone):
+            longest_s, waiting = await self.stall(time.monotonic() - since_s)
+            while waiting and time.monotonic() < give_up_s:
+                await asyncio.sleep(STALL_POLL_S)
+                longest_s, waiting = await self.stall(time.monotonic() - since_s)
+        return longest_s
+
     async def close_endpoint(self) -> None:
         """Tell the clients that it is over."""
         if self._gateway is not None:
@@ -87,7 +99,7 @@ class Fleet:
     # --- workers -----------------------------------------------------------------------------------------------
 
     async def start(self, slot: WorkerSlot) -> tuple[Up, int]:
-        """A worker of the slot's kind, up and loaded, and its engine's epoch (0 for a shard).
+        """A worker of the slot's kind, up, and its engine's epoch (0 for a shard, which has loaded nothing yet).
 
         Raises `ModelUnusable`, `NodeMissing`, or whatever the actor died of.
         """
@@ -95,7 +107,7 @@ class Fleet:
         if slot.role == "shard":
             settings: tuple[object, ...] = (self._folder, self._file.secret, slot.address)
             self._handles[slot.worker] = await self._actors.start(slot, ShardActor, *settings)
-            return await self.load(slot, frozenset(slot.experts)), 0
+            return await self.load(slot, frozenset()), 0
         settings = (self._folder, self._file.secret, slot.address, self._serve.max_batch, self._serve.max_length)
         self._handles[slot.worker] = await self._actors.start(slot, EngineActor, *settings)
         told = await _told(self._handles[slot.worker].load.remote())
@@ -135,6 +147,12 @@ class Fleet:
         with contextlib.suppress(ActorGone):
             return list(await self._ask(self._handles.get(engine), "take_tokens"))
         return []
+
+    async def room(self, shard: str) -> int:
+        """How many more experts a shard could hold; none where it has gone."""
+        with contextlib.suppress(ActorGone):
+            return int(await self._ask(self._handles.get(shard), "room"))
+        return 0
 
     async def stop(self, worker: str) -> None:
         """End a worker."""

@@ -21,7 +21,7 @@ class Link:
         self.under_way: dict[int, float] = {}  # call id -> when it was sent
         self._sock = sock
         self._sock.setblocking(False)
-        self._reader = wire.FrameReader()
+        self._reader = wire.FrameReader(reuses=True)
         self._out: deque[memoryview] = deque()
 
     @classmethod
@@ -40,8 +40,8 @@ class Link:
 
     def send(self, call: int, parts: list[bytes | memoryview], now_s: float) -> None:
         """Queue a call and send what the socket takes."""
-        head = wire.header(wire.Kind.CALL, call, sum(len(part) for part in parts))
-        self._out.extend(memoryview(part) for part in (head, *parts))
+        head, (first, *rest) = wire.header(wire.Kind.CALL, call, sum(len(part) for part in parts)), parts
+        self._out.extend(memoryview(part) for part in (b"".join((head, first)), *rest))
         self.under_way[call] = now_s
         self.flush()
 
@@ -58,10 +58,12 @@ class Link:
                 self._out[0] = self._out[0][sent:]
 
     def receive(self) -> Iterable[wire.Frame]:
-        """Every whole frame that has arrived."""
+        """Every whole frame that has arrived, each good until the next; the socket is not asked for what is not due."""
         while (frame := self._reader.read(self._sock)) is not None:
             self.under_way.pop(frame.call, None)
             yield frame
+            if not self.under_way:
+                return
 
     def oldest_s(self) -> float | None:
         """When the longest-running call was sent."""

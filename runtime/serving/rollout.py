@@ -1,7 +1,7 @@
 """What a serve job must do next to become what its assignment says. Pure: the controller acts on it.
 
-New copies are loaded before old ones are left. A worker that is no longer wanted serves on until its place is taken
-or its deadline presses; then it leaves whether or not.
+New copies are loaded before old ones are left, and of the new ones those that nobody has before second ones. A worker
+that is no longer wanted serves on until its place is taken or its deadline presses; then it leaves whether or not.
 """
 
 from __future__ import annotations
@@ -43,11 +43,7 @@ def decide(
     of those that must leave is near, or nothing is wanted at all."""
     slots = {slot.worker: slot for slot in wanted if slot.worker not in lost}
     start = tuple(slot for name, slot in sorted(slots.items()) if name not in up and name not in busy)
-    load = {
-        name: missing
-        for name, slot in sorted(slots.items())
-        if name in up and name not in busy and (missing := frozenset(slot.experts) - up[name].experts)
-    }
+    load = _loads({n: frozenset(slots[n].experts) for n in sorted(slots) if n in up and n not in busy}, up)
     settled = not start and not load and not any(name in busy for name in slots)
     leavers = [name for name in sorted(up) if name not in slots]
     staying = {name: worker for name, worker in up.items() if name in slots}
@@ -60,6 +56,20 @@ def decide(
     stop = (*(name for name in leavers if name not in kept), *unfinished)
     drop = {n: extra for n, e in route.items() if (extra := up[n].experts - e)} if settled and not kept else {}
     return Rollout(start, load, route, engines, stop, drop, settled, settled and not kept and not stop)
+
+
+def _loads(wanted: Mapping[str, frozenset[ExpertId]], up: Mapping[str, Up]) -> dict[str, frozenset[ExpertId]]:
+    """What shards load next: what nobody has, each expert by one of them; who has no part in that, all it lacks."""
+    missing = {name: lacks for name, experts in wanted.items() if (lacks := experts - up[name].experts)}
+    had = frozenset(expert for worker in up.values() for expert in worker.experts)
+    takers: dict[ExpertId, list[str]] = {}
+    for name, experts in missing.items():
+        for expert in experts - had:
+            takers.setdefault(expert, []).append(name)
+    urgent: dict[str, set[ExpertId]] = {name: set() for name in missing}
+    for expert in sorted(takers):
+        urgent[min(takers[expert], key=lambda name: (len(urgent[name]), name))].add(expert)
+    return {name: frozenset(urgent[name]) or experts for name, experts in missing.items()}
 
 
 def _needed(leaver: Up, staying: Mapping[str, Up]) -> bool:

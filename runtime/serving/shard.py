@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -36,8 +37,7 @@ class ExpertStore(Protocol):
 
 def answer(store: ExpertStore, call: ExpertCall) -> torch.Tensor:
     """`y_PD`: each pair's token through its expert. Raises `KeyError` where an expert is not loaded."""
-    experts, counts = torch.unique_consecutive(call.expert_P, return_counts=True)
-    return store.run(call.layer, call.x_TD.index_select(0, call.token_P), experts.tolist(), counts.tolist())
+    return store.run(call.layer, call.rows(), call.experts, call.counts)
 
 
 class ShardServer:
@@ -52,6 +52,7 @@ class ShardServer:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self.calls = 0
+        self.compute_s = 0.0
 
     def start(self) -> None:
         """Begin to accept engines."""
@@ -78,7 +79,7 @@ class ShardServer:
             self._connections.add(sock)
         try:
             wire.welcome(sock, self._secret)
-            reader = wire.FrameReader()
+            reader = wire.FrameReader(reuses=True)
             while (frame := reader.read(sock)) is not None:
                 self._reply(sock, frame)
         except OSError as error:
@@ -93,13 +94,16 @@ class ShardServer:
         if frame.kind is not wire.Kind.CALL:
             raise wire.WireError(f"a shard does not answer {frame.kind.name} frames")
         call = decode_call(frame.body)
+        began_s = time.monotonic()
         try:
             with torch.inference_mode():
                 parts = encode_reply(answer(self._store, call))
         except KeyError as error:
             sock.sendall(wire.encode(wire.Kind.FAULT, frame.call, f"not loaded: {error}".encode()))
             return
-        self.calls += 1
+        with self._lock:
+            self.calls += 1
+            self.compute_s += time.monotonic() - began_s
         send_parts(sock, wire.Kind.REPLY, frame.call, parts)
 
 

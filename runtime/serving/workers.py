@@ -33,7 +33,7 @@ STEP_TOKENS = 256
 
 
 MARGIN = 2.0
-"""An understudy must leave as much memory free as it takes."""
+"""What a shard takes beyond its experts must leave as much memory free as it takes."""
 
 
 class FolderExperts:
@@ -105,7 +105,17 @@ class ShardWorker:
     def status(self) -> dict[str, Any]:
         """What it holds and has done."""
         tokens = self._understudy.status()["tokens"] if self._understudy else 0
-        return {"experts": len(self._store.loaded()), "calls": self._server.calls, "tokens": tokens}
+        return {
+            "experts": len(self._store.loaded()),
+            "calls": self._server.calls,
+            "compute_s": self._server.compute_s,
+            "tokens": tokens,
+        }
+
+    def room(self) -> int:
+        """How many more experts it could load and leave as much memory free as they take."""
+        config = describe(Path(self._folder)).config
+        return int(self._device.free_bytes() / MARGIN) // (config.expert_parameters * self._device.dtype.itemsize)
 
     def _has_room(self, cache_tokens: int) -> bool:
         config = describe(Path(self._folder)).config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from protocol import site_pb2, site_pb2_grpc
+from protocol.clocks import PeerClock
 from protocol.common_pb2 import Reason
 from protocol.metadata import REASON_KEY, TOKEN_KEY
 from runtime.site.outbox import Outbox
@@ -137,9 +139,13 @@ class Session:
 
     async def _read(self, stream: Stream) -> None:
         accepted = asyncio.create_task(self._note_accepted(stream))
+        theirs = PeerClock()
         try:
             async for command in stream:
                 self._note_open()
+                theirs.hear(command.sent_s, time.time())
+                if command.assign.HasField("deadline_s"):
+                    command.assign.deadline_s = theirs.here(command.assign.deadline_s)
                 self._on_command(command)
         finally:
             accepted.cancel()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
 from torch import Tensor
 
-from runtime.training.checkpoints import commit, partial_of, write_shard
+from runtime.training.checkpoints import (
+    Keeping,
+    commit,
+    discard,
+    discard_unfinished,
+    folder_of,
+    prune,
+    write_shard,
+)
 from runtime.training.generation import DENSE, Generation, Item
 from runtime.training.state import Copy
 
@@ -29,9 +36,9 @@ class Writing(IntEnum):
 class CheckpointWriter:
     """One worker's. Called from the training thread; file work happens on a thread of its own."""
 
-    def __init__(self, root: Path, tell: Callable[..., None]) -> None:
+    def __init__(self, root: str, keeping: Keeping, tell: Callable[..., None]) -> None:
         """`tell(kind, **facts)` reports "checkpoint" (path, step) and "warning" (text)."""
-        self._root = root
+        self._root, self._keeping = root, keeping
         self._tell = tell
         self._thread: threading.Thread | None = None
         self.writing = Writing.IDLE
@@ -65,6 +72,11 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
 
+    def discard_unfinished(self) -> None:
+        """Training is over, and nobody writes any more: what was begun and is not whole is of no use."""
+        with contextlib.suppress(Exception):  # the model is there; this is for tidiness
+            discard_unfinished(self._root)
+
     def _settle(self, at_rank_0: Callable[[_Job], None]) -> None:
         self.wait()
         self.writing = Writing.IDLE
@@ -84,9 +96,9 @@ class CheckpointWriter:
 
     def _write(self, job: _Job) -> None:
         try:
-            write_shard(job.partial, job.rank, job.buffers)
+            write_shard(job.folder, job.rank, job.buffers)
             outcome = Writing.WRITTEN
-        except OSError as error:
+        except Exception as error:  # every kind of storage has its own
             self._warn(job, error)
             outcome = Writing.FAILED
         if self._job is job and self.writing is Writing.BUSY:
@@ -95,31 +107,35 @@ class CheckpointWriter:
     def _commit(self, job: _Job) -> None:
         position = job.copy.position
         try:
-            path = commit(job.root, job.partial, position.step, position.skipped, job.width)
-            self._tell("checkpoint", path=str(path), step=position.step)
-        except OSError as error:
+            commit(job.folder, position.step, position.skipped, job.width)
+        except Exception as error:
             self._warn(job, error)
             self._give_up(job)
+            return
+        self._tell("checkpoint", path=job.folder, step=position.step)
+        with contextlib.suppress(Exception):  # what stays too long goes after the next one
+            prune(job.folder, self._keeping)
 
     def _give_up(self, job: _Job) -> None:
-        shutil.rmtree(job.partial, ignore_errors=True)
+        discard(job.folder)
 
-    def _warn(self, job: _Job, error: OSError) -> None:
+    def _warn(self, job: _Job, error: Exception) -> None:
         self._tell(
             "warning",
             text=f"the checkpoint of step {job.copy.position.step} could not be written to {job.root}: "
-            f"{error.strerror or error}. Training goes on and older checkpoints are kept; make room on that disk",
+            f"{getattr(error, 'strerror', None) or error}. Training goes on and older checkpoints are kept; make room "
+            "there, or make it reachable",
         )
 
 
 @dataclass(frozen=True)
 class _Job:
-    root: Path
+    root: str
     copy: Copy
     rank: int
     width: int
     buffers: Mapping[Item, Tensor]
 
     @property
-    def partial(self) -> Path:
-        return partial_of(self.root, self.copy.position.step, self.copy.generation)
+    def folder(self) -> str:
+        return folder_of(self.root, self.copy.position.step, self.copy.generation)

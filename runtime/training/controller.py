@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.site.controller import Actors, Assignment, LeaseKey, Reports, WorkerSlot
+from runtime.training.checkpoints import root_of
 from runtime.training.decisions import Decision, Go, View, Wait, all_items, decide, leftover
 from runtime.training.flight import Flight, Landing
 from runtime.training.generation import Generation, Switch, form
@@ -21,7 +22,17 @@ from runtime.training.hangs import HangWatch
 from runtime.training.link import Link
 from runtime.training.progress import Progress
 from runtime.training.pulse import Event
-from runtime.training.switches import call_off, find_origin, graceful_switch, recovery_switch, send
+from runtime.training.shares import Speeds
+from runtime.training.switches import (
+    CheckpointsUnreachable,
+    call_off,
+    find_origin,
+    graceful_switch,
+    recovery_switch,
+    resend,
+    send,
+    told_of_both_copies,
+)
 
 TICK_S = 0.25
 STUCK_S = 30.0
@@ -49,7 +60,8 @@ class TrainController:
         self._last_number = 0
         self._broken_since_s: float | None = None
         self._progress = Progress(job, reports, folder)
-        self._hangs = HangWatch()
+        self._hangs, self._speeds = HangWatch(), Speeds()
+        self._unreachable = ""  # what was said of the place of the checkpoints
         self._ended = False
 
     # --- JobController --------------------------------------------------------------------------------------------
@@ -154,6 +166,8 @@ class TrainController:
                 self._reports.log(self._job, worker, [f"training broke off: {event['reason']}"])
             case "step":
                 self._progress.step(event, len(self._generation.members) if self._generation else 0)
+            case "speeds":
+                self._take_speeds(event["speeds"])
             case "evaluated":
                 self._progress.evaluated(event)
             case "warning":
@@ -164,6 +178,14 @@ class TrainController:
                 await self._end("done", "", event["output"])
         if self._flight is not None:
             self._flight.hear(worker, event)
+
+    def _take_speeds(self, speeds: dict[str, float]) -> None:
+        before = self._speeds.stragglers
+        self._speeds.hear(speeds)
+        for worker, speed in self._speeds.stragglers.items():
+            if worker not in before:
+                told = f"works at {speed:.2f} of the others' speed: it gets less of each batch, and keeps fewer experts"
+                self._reports.log(self._job, worker, [told])
 
     def _switched(self, link: Link) -> None:
         link.phase, link.is_finishing = "training", False
@@ -235,14 +257,21 @@ class TrainController:
             min_width=self._target.spec.min_width,
             now_s=time.time(),
             deadline_s=self._target.deadline_s,
+            stragglers=self._speeds.stragglers,
         )
 
     async def _begin(self, go: Go) -> None:
         """Order a switch to every participant."""
         number = self._last_number = self._last_number + 1
-        generation = form(number, go.slots)
+        generation = form(number, go.slots, self._speeds.newest)
         try:
             switch = await (self._graceful(go, generation) if go.is_graceful else self._recovery(go, generation))
+            self._unreachable = ""
+        except CheckpointsUnreachable as error:
+            if str(error) != self._unreachable:  # it is tried again at every tick
+                self._unreachable = str(error)
+                self._reports.log(self._job, "", [self._unreachable])
+            return
         except Exception as error:  # a worker died while it was asked: its link says so next
             log.info("job %s: switch %d not begun: %s", self._job, number, error)
             return
@@ -251,42 +280,42 @@ class TrainController:
 
     async def _graceful(self, go: Go, generation: Generation) -> Switch:
         assert self._generation is not None
-        return await graceful_switch(go, generation, self._generation, self._links, self._target_cause())
+        return await graceful_switch(go, generation, self._generation, self._links, self._cause_of(go))
 
     async def _recovery(self, go: Go, generation: Generation) -> Switch:
         view = self._view()
-        origin = await find_origin(self._links, view.experts, self._folder / "checkpoints")
+        origin = await find_origin(self._links, view.experts, self._checkpoints)
         if origin.problems:
             self._reports.log(self._job, "", list(origin.problems))
         is_loss = self._generation is not None and any(view.phase(w) == "lost" for w in self._generation.workers)
         step = origin.source.step
+        if is_loss and not origin.holders:
+            lost = [w for w in view.generation.workers if view.phase(w) == "lost"] if view.generation else []
+            self._reports.log(self._job, "", [told_of_both_copies(lost, origin.source)])
         cause = "loss" if is_loss or self._progress.is_beyond(step) else self._target_cause()
         switch = await recovery_switch(go, generation, origin, self._links, cause)
         self._progress.back_to(step, cause)
         return switch
 
+    def _cause_of(self, go: Go) -> str:
+        """Once the job is what it was told to be, it changes only for those who are slow."""
+        present = self._generation.workers if self._generation else ()
+        is_same = {slot.worker for slot in go.slots} == set(present)
+        is_settled = self._reached is not None and self._reached is self._target
+        return "straggler" if is_same and is_settled and go.then == "train" else self._target_cause()
+
+    @property
+    def _checkpoints(self) -> str:
+        assert self._target is not None
+        assert self._target.spec.train is not None
+        return root_of(self._target.spec.train, self._folder)
+
     def _target_cause(self) -> str:
         return self._target.cause if self._target else ""
 
-    async def _resend(self, flight: Flight) -> bool:
-        """An earlier controller may not have reached everyone. The order is idempotent; who is through says so."""
-        links = [self._links[w] for w in flight.switch.participants if w in self._links]
-        if any(link.phase == "starting" for link in links):
-            return False
-        flight.is_sent = True
-        for worker in set(flight.switch.participants) - self._links.keys():
-            flight.hear(worker, {"kind": "lost"})
-        for link in links:
-            try:
-                await link.handle.order.remote(flight.switch)
-                flight.adopt(link.slot.worker, await link.status())
-            except Exception:  # its link says what became of it
-                flight.hear(link.slot.worker, {"kind": "lost"})
-        return True
-
     async def _follow_flight(self, flight: Flight) -> bool:
         if not flight.is_sent:
-            return await self._resend(flight)
+            return await resend(flight, self._links)
         if flight.is_complete:
             self._flight, self._generation = None, flight.switch.generation
             self._landing = flight.landing().after(self._landing)

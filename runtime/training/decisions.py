@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from runtime.site.controller import ExpertId, WorkerSlot
 from runtime.training.generation import Generation, redivide, with_experts
+from runtime.training.shares import spare_stragglers
 
 SHRINK_FIRST_S = 5.0
 """So long before a leaver's deadline the job stops waiting for joiners, and shrinks."""
@@ -28,6 +29,7 @@ class View:
     min_width: int
     now_s: float = 0.0
     deadline_s: float | None = None
+    stragglers: Mapping[str, float] = field(default_factory=dict)  # speed of those that have long been slow
 
     def phase(self, worker: str) -> LinkPhase:
         """A worker that nobody knows is lost."""
@@ -94,6 +96,11 @@ def _begin(view: View) -> Decision:
 
 
 def _wanted(view: View, present: Mapping[str, WorkerSlot]) -> tuple[WorkerSlot, ...]:
+    """Who is there of the target, with every expert on one of them, and fewer on stragglers."""
+    return spare_stragglers(_there(view, present), view.experts, view.stragglers)
+
+
+def _there(view: View, present: Mapping[str, WorkerSlot]) -> tuple[WorkerSlot, ...]:
     """The target as it was given if all of it is there; else those who are, with the experts divided among them."""
     able = [slot for slot in view.target if view.phase(slot.worker) in IDLE | {"training"}]
     if len(able) == len(view.target):

@@ -34,6 +34,7 @@ class ExpertParallel:
         self._dtype = dtype
         layers, per_layer = shape
         self._layers = [_Layout.of(generation, layer, per_layer, group.rank) for layer in range(layers)]
+        self.rows_run = 0  # through this worker's experts, forward
         self._experts = [[experts[layer, e] for e in self._layers[layer].mine] for layer in range(layers)]
 
     def __call__(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -69,6 +70,7 @@ class ExpertParallel:
 
     def _run(self, layer: int, x_MD: Tensor, counts: list[int]) -> Tensor:
         experts = self._experts[layer]
+        self.rows_run += len(x_MD)
         return kernel_for(x_MD)(x_MD, counts, experts) if experts else x_MD
 
 

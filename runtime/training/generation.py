@@ -25,6 +25,7 @@ class Member:
 
     slot: WorkerSlot
     buddy: str = ""
+    speed: float = 1.0  # as far as it is known; its share of the batch goes by it until it is measured
 
     @property
     def worker(self) -> str:
@@ -103,10 +104,13 @@ class Holding:
     items: frozenset[Item]
 
 
-def form(number: int, slots: Iterable[WorkerSlot]) -> Generation:
-    """A generation of these workers, ranked by id, with buddies."""
-    ordered = sorted(slots, key=lambda slot: slot.worker)
-    return Generation(number, tuple(Member(slot, _buddy(ordered, rank)) for rank, slot in enumerate(ordered)))
+def form(number: int, slots: Iterable[WorkerSlot], speeds: Mapping[str, float] | None = None) -> Generation:
+    """A generation of these workers, ranked by id, with buddies. Whose speed is not known has the usual one, 1."""
+    ordered, known = sorted(slots, key=lambda slot: slot.worker), speeds or {}
+    return Generation(
+        number,
+        tuple(Member(slot, _buddy(ordered, rank), known.get(slot.worker, 1.0)) for rank, slot in enumerate(ordered)),
+    )
 
 
 def _buddy(slots: Sequence[WorkerSlot], rank: int) -> str:

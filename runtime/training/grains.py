@@ -23,14 +23,16 @@ from runtime.moe.experts import ExpertExecutor
 from runtime.moe.model import Experts, MoeModel
 from runtime.moe.packing import Packing
 from runtime.training.flat import DensePiece
+from runtime.training.memory import during
 
 GRID = 384.0
 """Adding and taking away 1.5 * 2**8 rounds a float64 to the grid of 2**-44."""
+GRAINS_EACH = 8
 
 
 def grain_count(global_batch: int, max_width: int) -> int:
-    """Two grains for each worker at full width: fine enough to share evenly, coarse enough to be fast."""
-    return min(global_batch, 2 * max_width) if max_width > 1 else 1
+    """Eight grains for each worker at full width: fine enough to share by speed, coarse enough to be fast."""
+    return min(global_batch, GRAINS_EACH * max_width) if max_width > 1 else 1
 
 
 class Replica:
@@ -64,11 +66,13 @@ def losses(replicas: Sequence[Replica], rows: Sequence[Tensor], executor: Expert
     packings = [Packing.uniform(r.shape[0], r.shape[1] - 1, r.device) for r in rows]
     hidden = _trunk([replica.model for replica in replicas], [r[:, :-1].flatten() for r in rows], packings, executor)
     return [
-        cross_entropy(
-            replica.model.lm_head(replica.model.model.norm(x_TD)).float(), r[:, 1:].flatten(), reduction="sum"
-        )
-        for replica, x_TD, r in zip(replicas, hidden, rows, strict=False)
+        _loss(replica.model, x_TD, r[:, 1:].flatten()) for replica, x_TD, r in zip(replicas, hidden, rows, strict=False)
     ]
+
+
+def _loss(model: MoeModel, x_TD: Tensor, next_T: Tensor) -> Tensor:
+    with during(f"the logits of a grain, ({len(x_TD)}, {model.config.vocab_size}) float32,"):
+        return cross_entropy(model.lm_head(model.model.norm(x_TD)).float(), next_T, reduction="sum")
 
 
 def _trunk(
@@ -79,13 +83,16 @@ def _trunk(
     tables = [rotary.tables(packing.positions, x_TD.dtype) for packing, x_TD in zip(packings, xs, strict=True)]
     for layer in range(len(models[0].model.layers)):
         blocks = [model.model.layers[layer] for model in models[: len(xs)]]
-        xs = [
-            x_TD + block.self_attn(block.input_layernorm(x_TD), packing, table, layer, None)
-            for block, x_TD, packing, table in zip(blocks, xs, packings, tables, strict=True)
-        ]
-        normed = [block.post_attention_layernorm(x_TD) for block, x_TD in zip(blocks, xs, strict=True)]
-        outputs = _feed_forward([block.mlp for block in blocks], normed, executor)
-        xs = [x_TD + y_TD for x_TD, y_TD in zip(xs, outputs, strict=True)]
+        tokens = sum(map(len, xs))
+        with during(f"the attention of {tokens} tokens in layer {layer}"):
+            xs = [
+                x_TD + block.self_attn(block.input_layernorm(x_TD), packing, table, layer, None)
+                for block, x_TD, packing, table in zip(blocks, xs, packings, tables, strict=True)
+            ]
+        with during(f"the feed-forward block of {tokens} tokens in layer {layer}"):
+            normed = [block.post_attention_layernorm(x_TD) for block, x_TD in zip(blocks, xs, strict=True)]
+            outputs = _feed_forward([block.mlp for block in blocks], normed, executor)
+            xs = [x_TD + y_TD for x_TD, y_TD in zip(xs, outputs, strict=True)]
     return xs
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from protocol.jobspec import JobSpec
 from runtime.moe.experts import ExpertId, ExpertWeights
 from runtime.training.flat import DensePiece, ExpertPiece, Flat
-from runtime.training.generation import DENSE, Item
+from runtime.training.generation import DENSE, Generation, Item
 from runtime.training.grains import GRID
 from runtime.training.group import Group
 from runtime.training.state import Position
@@ -91,8 +91,8 @@ class OwnState:
 class OwnTrainer(Stepper):
     """Adds up what the user's function computes grain by grain; `conclude` ends the step."""
 
-    def __init__(self, spec: JobSpec, state: OwnState, group: Group) -> None:
-        super().__init__(spec, state, group, (0, 0))
+    def __init__(self, spec: JobSpec, state: OwnState, group: Group, generation: Generation) -> None:
+        super().__init__(spec, state, group, (0, 0), generation)
         self._state: OwnState = state
 
     @property
@@ -104,6 +104,11 @@ class OwnTrainer(Stepper):
     def grains(self) -> range:
         """Those of this worker."""
         return self._mine
+
+    @property
+    def work(self) -> float:
+        """Samples of this worker's grains."""
+        return float(sum(len(self.samples(grain)) for grain in self.grains))
 
     def samples(self, grain: int) -> range:
         """Numbers of a grain's samples within the step."""

@@ -69,7 +69,7 @@ class SessionWorker(TrainWorker):
         """End a step. If a peer is lost, or another generation is due, `next_step` goes on from there."""
         standing, generation = self._members()
         try:
-            outcome = trainer.conclude(self._signals(), time.monotonic() - self._computed_s)
+            outcome = trainer.conclude(self._signals(), time.monotonic() - self._computed_s, trainer.work)
             if not self._after_step(standing, generation, outcome):
                 self._trainer = None
             return
@@ -81,10 +81,11 @@ class SessionWorker(TrainWorker):
 
     def _train(self, standing: Standing) -> None:
         assert standing.group is not None
+        assert standing.generation is not None
         state: Any = standing.state
         if self._is_fresh:
             state.agree_on_first(standing.group)
-        self._trainer = OwnTrainer(self._spec, state, standing.group)
+        self._trainer = OwnTrainer(self._spec, state, standing.group, standing.generation)
 
     @property
     def _is_fresh(self) -> bool:
@@ -121,8 +122,10 @@ class SessionWorker(TrainWorker):
         output, fault = self._folder / self._part.output, ""
         self._tell("finishing")
         self._writer.wait()
+        standing.group.barrier()
         if standing.group.rank == 0:
             fault = fault_of(lambda: save(standing.state.model, output))
+            self._writer.discard_unfinished()
         if self._any(fault):
             raise OSError(fault or "another worker could not write the model")
         self._become("finished", step=self.step, output=os.fspath(output))

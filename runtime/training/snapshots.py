@@ -12,6 +12,7 @@ from torch import Tensor
 from runtime.moe.experts import ExpertId
 from runtime.training.generation import DENSE, Generation, Holding, Item
 from runtime.training.group import Group
+from runtime.training.memory import room_for
 from runtime.training.state import Copy, TrainState
 
 
@@ -40,8 +41,10 @@ class Snapshots:
 
     def take(self, state: TrainState, group: Group, generation: Generation) -> Copy:
         """Copy what is here, exchange experts with buddies; all members call it at one boundary. Raises `PeerLost`."""
-        own: dict[Item, Tensor] = {DENSE: state.dense.flat.buffer.clone()}
-        own |= {key: piece.flat.buffer.clone() for key, piece in state.experts.items()}
+        live = [state.dense.flat.buffer, *(piece.flat.buffer for piece in state.experts.values())]
+        with room_for("a snapshot of the state", (3, sum(x.shape[1] for x in live)), state.device):
+            own: dict[Item, Tensor] = {DENSE: state.dense.flat.buffer.clone()}
+            own |= {key: piece.flat.buffer.clone() for key, piece in state.experts.items()}
         copy = Copy(state.position, generation.number, own | self._from_buddies(own, state, group, generation))
         self._copies = [*self._copies[-1:], copy]
         return copy

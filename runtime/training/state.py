@@ -5,7 +5,8 @@ A `Copy` is such state apart from the live buffers: a snapshot, what a checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from runtime.moe.experts import ExpertId, ExpertWeights
 from runtime.moe.model import MoeModel, initial_expert, initialise_dense
 from runtime.training.flat import DensePiece, ExpertPiece, Flat, expert_buffer
 from runtime.training.generation import DENSE, Item
+from runtime.training.memory import during, room_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,9 @@ class TrainState:
         self.config = config
         self._start = start
         self.device = device
-        self.model = MoeModel(config).to(device)
-        self.dense = DensePiece(self.model)
+        with room_for("the dense parameters and their optimiser state", (4, config.dense_parameters), device):
+            self.model = MoeModel(config).to(device)
+            self.dense = DensePiece(self.model)
         self.experts: dict[ExpertId, ExpertPiece] = {}
         self.position = Position()
 
@@ -74,27 +77,44 @@ class TrainState:
     def blank(self, item: Item) -> Tensor:
         """An unset buffer of an item's shape."""
         if item == DENSE:
-            return torch.empty_like(self.dense.flat.buffer)
-        return expert_buffer(self.config, device=self.device)
+            with room_for("the state of the dense parameters", self.dense.flat.buffer.shape, self.device):
+                return torch.empty_like(self.dense.flat.buffer)
+        with self._room_for_expert(item):
+            return expert_buffer(self.config, device=self.device)
 
     def fresh(self, experts: Iterable[ExpertId], seed: int) -> None:
         """First values, of `experts` alone."""
         model = MoeModel(self.config)
         if self._start is None:
             initialise_dense(model, seed)
-            weights = {key: initial_expert(self.config, key, seed) for key in experts}
+            buffers = {key: self._expert_state(key, lambda k: initial_expert(self.config, k, seed)) for key in experts}
         else:
             with ModelFolder(self._start) as folder:
                 folder.load_dense(model)
-                weights = {key: ExpertWeights(*(w.clone() for w in folder.expert(key))) for key in experts}
+                buffers = {key: self._expert_state(key, folder.expert) for key in experts}
         self.dense.load(DensePiece(model).flat.buffer)
-        self.hold({key: expert_buffer(self.config, w) for key, w in weights.items()}, Position())
+        self.hold(buffers, Position())
+
+    def _expert_state(self, key: ExpertId, first: Callable[[ExpertId], ExpertWeights]) -> Tensor:
+        with self._room_for_expert(key):
+            return expert_buffer(self.config, first(key))
+
+    def _piece(self, key: ExpertId, buffer: Tensor) -> ExpertPiece:
+        with during(f"the gradient of expert {key[1]} of layer {key[0]}"):
+            return ExpertPiece(self.config, buffer.to(self.device))
+
+    @property
+    def held_bytes(self) -> int:
+        """Of everything that is updated, with its gradients."""
+        return sum(piece.buffer.nbytes + piece.grad.nbytes for piece in self.pieces())
+
+    def _room_for_expert(self, key: ExpertId) -> AbstractContextManager[None]:
+        return room_for(f"the state of expert {key[1]} of layer {key[0]}", (3, self.config.expert_parameters))
 
     def hold(self, experts: Mapping[ExpertId, Tensor], position: Position) -> None:
         """Own exactly these experts, whose buffers become live, at this position."""
         known = {id(piece.flat.buffer): piece for piece in self.experts.values()}
         self.experts = {
-            key: known.get(id(buffer)) or ExpertPiece(self.config, buffer.to(self.device))
-            for key, buffer in sorted(experts.items())
+            key: known.get(id(buffer)) or self._piece(key, buffer) for key, buffer in sorted(experts.items())
         }
         self.position = position

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from runtime.site.controller import ExpertId
 from runtime.training.checkpoints import newest_sound
 from runtime.training.decisions import IDLE, Go
+from runtime.training.flight import Flight
 from runtime.training.generation import (
     DENSE,
     Generation,
@@ -27,6 +27,10 @@ CALL_S = 3.0
 """Longest wait for a worker's answer to an order: one that hangs must not hold up the others."""
 
 Links = Mapping[str, Link]
+
+
+class CheckpointsUnreachable(Exception):
+    """Where they lie cannot be read, so nobody knows what to go on from; the message says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ async def graceful_switch(go: Go, generation: Generation, present: Generation, l
     )
 
 
-async def find_origin(links: Links, experts: Iterable[ExpertId], checkpoints: Path) -> Origin:
+async def find_origin(links: Links, experts: Iterable[ExpertId], checkpoints: str) -> Origin:
     """The newest state that idle workers hold in memory, else on disk, else the beginning."""
     idle = [link for link in links.values() if link.phase in IDLE]
     async with asyncio.timeout(CALL_S):
@@ -63,10 +67,21 @@ async def find_origin(links: Links, experts: Iterable[ExpertId], checkpoints: Pa
     in_memory = newest_complete(holdings, (DENSE, *experts))
     if in_memory is not None:
         return Origin(*in_memory)
-    on_disk, problems = await asyncio.to_thread(newest_sound, checkpoints)
+    try:
+        on_disk, problems = await asyncio.to_thread(newest_sound, checkpoints)
+    except Exception as error:  # every kind of storage has its own
+        raise CheckpointsUnreachable(f"{checkpoints}: cannot be read ({error}): training waits for it") from error
     if on_disk is None:
         return Origin(Source("fresh"), {}, tuple(problems))
-    return Origin(Source("checkpoint", step=on_disk.step, path=str(on_disk.path)), {}, tuple(problems))
+    return Origin(Source("checkpoint", step=on_disk.step, path=on_disk.path), {}, tuple(problems))
+
+
+def told_of_both_copies(lost: Iterable[str], source: Source) -> str:
+    """What a user reads when a loss took everyone who held some part of the state."""
+    back = (
+        f"the checkpoint of step {source.step}" if source.kind == "checkpoint" else "the beginning: no checkpoint yet"
+    )
+    return f"both copies of a part of the state were lost with {', '.join(lost)}: training goes back to {back}"
 
 
 async def recovery_switch(go: Go, generation: Generation, origin: Origin, links: Links, cause: str) -> Switch:
@@ -87,6 +102,26 @@ async def send(switch: Switch, links: Links) -> None:
     """Order it to every participant. One that cannot be reached is lost, as its link will say."""
     calls = [_call(links[worker].handle.order, switch) for worker in switch.participants]
     await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def resend(flight: Flight, links: Links) -> bool:
+    """An earlier controller may not have reached everyone. The order is idempotent; who is through says so.
+
+    False if it is too early for that: workers are still to be found.
+    """
+    known = [links[w] for w in flight.switch.participants if w in links]
+    if any(link.phase == "starting" for link in known):
+        return False
+    flight.is_sent = True
+    for worker in set(flight.switch.participants) - links.keys():
+        flight.hear(worker, {"kind": "lost"})
+    for link in known:
+        try:
+            await link.handle.order.remote(flight.switch)
+            flight.adopt(link.slot.worker, await link.status())
+        except Exception:  # its link says what became of it
+            flight.hear(link.slot.worker, {"kind": "lost"})
+    return True
 
 
 async def call_off(number: int, workers: Iterable[str], links: Links) -> None:

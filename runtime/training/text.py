@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -23,38 +25,119 @@ SMALLEST_VOCABULARY = 257
 CHUNK_CHARACTERS = 1 << 16
 
 
-@dataclass(frozen=True)
 class Corpus:
-    """Tokenised text, mapped into memory from the job's own copy."""
+    """Tokenised text in a file of the job's own.
 
-    tokens: np.ndarray
-    tokenizer_json: str
-    key: str  # hash of the tokens and of what made them
+    It is read and not mapped into memory: a read beyond the end of a file that shrank says so, and of a mapped one
+    the kernel would end the process.
+    """
+
+    def __init__(self, origin: Origin, path: Path, dtype: str, size: int, tokenizer_json: str) -> None:
+        self._origin, self._path, self._dtype, self._size = origin, path, np.dtype(dtype), size
+        self.tokenizer_json = tokenizer_json
+        self._file: FileIO = path.open("rb", buffering=0)
+
+    @property
+    def key(self) -> str:
+        """Hash of the tokens and of what made them."""
+        return self._path.stem
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All of them."""
+        return self.read(0, self._size)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return self._size
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Some of them, start <= stop <= size. A file that shrank is mended, or `DataError` is raised."""
+        tokens = np.empty(stop - start, dtype=self._dtype)
+        if not self._fill(tokens, start):
+            self._origin.mend(self._path, self._size * self._dtype.itemsize, self.tokenizer_json)
+            self._file = self._path.open("rb", buffering=0)
+            if not self._fill(tokens, start):
+                raise DataError(f"{self._path}: shrinks again and again: what else writes to this job's folder?")
+        return tokens
+
+    def _fill(self, tokens: np.ndarray, start: int) -> bool:
+        return _read_at(self._file.fileno(), tokens, start * self._dtype.itemsize) == tokens.nbytes
 
 
-def load_corpus(data: str, vocab_size: int, sequence_length: int, folder: Path, tokenizer_json: str = "") -> Corpus:
+def _read_at(file: int, into: np.ndarray, offset: int) -> int:
+    """Bytes read; fewer than wanted only at the file's end."""
+    view, done = memoryview(into).cast("B"), 0
+    while done < len(view):
+        count = os.preadv(file, [view[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a corpus is made from."""
+
+    data: str
+    vocab_size: int
+    folder: Path
+    warn: Callable[[str], None] = lambda _: None
+
+    def mend(self, path: Path, size_bytes: int, tokenizer_json: str) -> None:
+        """Make the tokens again that `path` has lost. Raises `DataError` if the source no longer gives the same."""
+        with _alone(self.folder):
+            if path.exists() and path.stat().st_size == size_bytes:
+                return  # another worker has done it
+            there = path.stat().st_size if path.exists() else 0
+            told = f"{path}: shrank to {there} of {size_bytes} bytes"
+            try:
+                made = tokenise(self.data, self.vocab_size, tokenizer_json)
+            except DataError as error:
+                raise DataError(f"{told}, and cannot be made again: {error}") from error
+            if made.key != path.stem:
+                raise DataError(f"{told}, and {_name(self.data)} has changed since: put back either of them")
+            _replace(path, made.tokens.tobytes())
+        self.warn(f"{told} and was made again from {_name(self.data)}")
+
+
+def load_corpus(
+    data: str,
+    vocab_size: int,
+    sequence_length: int,
+    folder: Path,
+    tokenizer_json: str = "",
+    warn: Callable[[str], None] = lambda _: None,
+) -> Corpus:
     """The tokens of `data`, from `folder` if they were made before. Raises `DataError`.
 
     Without a tokenizer, one is trained on the text. A job reads its source once: workers that join later take the
-    tokens, so the file may have changed since.
+    tokens, so the file may have changed since. `warn` is told what had to be mended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = folder / "corpus.json"
+    made = folder / "corpus.json"
+    with _alone(folder):
         if not made.exists():
-            _make(data, vocab_size, folder, tokenizer_json)
+            _keep(tokenise(data, vocab_size, tokenizer_json), folder)
     about = json.loads(made.read_text())
-    tokens = np.memmap(folder / about["tokens"], dtype=about["dtype"], mode="r")
-    if len(tokens) < sequence_length + 1:
+    size, dtype = about["size"], np.dtype(about["dtype"])
+    path, known = folder / about["tokens"], (folder / "tokenizer.json").read_text(encoding="utf-8")
+    origin = Origin(data, vocab_size, folder, warn)
+    origin.mend(path, size * dtype.itemsize, known)
+    if size < sequence_length + 1:
         raise DataError(
-            f"{_name(data)}: only {len(tokens)} tokens, too short for a sequence of {sequence_length}: "
+            f"{_name(data)}: only {size} tokens, too short for a sequence of {sequence_length}: "
             "give more text or lower sequence_length"
         )
-    return Corpus(tokens, (folder / "tokenizer.json").read_text(encoding="utf-8"), about["key"])
+    return Corpus(origin, path, dtype.name, size, known)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other worker of the job makes tokens meanwhile."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
@@ -74,22 +157,37 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _make(data: str, vocab_size: int, folder: Path, tokenizer_json: str) -> None:
+@dataclass(frozen=True)
+class Tokenised:
+    """Text as tokens, and the tokenizer that made them."""
+
+    tokens: np.ndarray
+    tokenizer_json: str
+
+    @property
+    def key(self) -> str:
+        """Hash of both."""
+        return hashlib.sha256(f"{self.tokenizer_json}/".encode() + self.tokens.tobytes()).hexdigest()[:16]
+
+
+def tokenise(data: str, vocab_size: int, tokenizer_json: str = "") -> Tokenised:
+    """Read `data`, train a tokenizer if none is given, and turn text into tokens. Raises `DataError`."""
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     if is_tokenised(data):
         if not tokenizer_json:
             raise DataError(f"{data}: token ids need the tokenizer that made them: give train.tokenizer")
-        tokens = read_tokens(data, vocab_size).astype(dtype)
-    else:
-        text = read_text(data)
-        tokenizer = Tokenizer.from_str(tokenizer_json) if tokenizer_json else train_tokenizer(text, vocab_size)
-        tokenizer_json = tokenizer.to_str()
-        parts = tokenizer.encode_batch(list(_chunks(text)), add_special_tokens=False)
-        tokens = np.concatenate([np.asarray(part.ids, dtype=dtype) for part in parts])
-    key = hashlib.sha256(f"{tokenizer_json}/".encode() + tokens.tobytes()).hexdigest()[:16]
-    _replace(folder / f"{key}.tokens", tokens.tobytes())
-    _replace(folder / "tokenizer.json", tokenizer_json.encode())
-    about = {"tokens": f"{key}.tokens", "dtype": np.dtype(dtype).name, "key": key}
+        return Tokenised(read_tokens(data, vocab_size).astype(dtype), tokenizer_json)
+    text = read_text(data)
+    tokenizer = Tokenizer.from_str(tokenizer_json) if tokenizer_json else train_tokenizer(text, vocab_size)
+    parts = tokenizer.encode_batch(list(_chunks(text)), add_special_tokens=False)
+    tokens = np.concatenate([np.asarray(part.ids, dtype=dtype) for part in parts])
+    return Tokenised(tokens, tokenizer.to_str())
+
+
+def _keep(made: Tokenised, folder: Path) -> None:
+    _replace(folder / f"{made.key}.tokens", made.tokens.tobytes())
+    _replace(folder / "tokenizer.json", made.tokenizer_json.encode())
+    about = {"tokens": f"{made.key}.tokens", "dtype": made.tokens.dtype.name, "size": len(made.tokens)}
     _replace(folder / "corpus.json", json.dumps(about).encode())
 
 
@@ -128,7 +226,7 @@ class Batches:
         windows = [sample_start(self.seed, step, i, len(self.corpus) - span + 1) for i in range(start, stop)]
         rows = np.empty((len(windows), span), dtype=np.int64)
         for row, at in zip(rows, windows, strict=True):
-            row[:] = self.corpus.tokens[at : at + span]
+            row[:] = self.corpus.read(at, at + span)
         return torch.from_numpy(rows)
 
 

@@ -23,6 +23,8 @@ from runtime.training.flat import squared_gradients, zero_gradients
 from runtime.training.generation import Generation
 from runtime.training.grains import Replica, grain_count, losses
 from runtime.training.group import Group
+from runtime.training.memory import OutOfMemory, advise_step, during, free_bytes
+from runtime.training.shares import Pace, range_of, reshare, split
 from runtime.training.state import Position, TrainState
 from runtime.training.text import Batches, share
 
@@ -48,30 +50,41 @@ class Outcome:
     is_skipped: bool
     signals: tuple[Signals, ...]  # by rank
     compute_s: tuple[float, ...]  # by rank: forward and backward, without time in collectives
+    speeds: tuple[float, ...] | None = None  # by rank, where this step ended a window of measuring them
+    grains: tuple[int, ...] = ()  # by rank, of the next step
 
 
 class Stepper:
     """What every step ends with, whatever was computed: sum over all workers, tell, update."""
 
-    def __init__(self, spec: JobSpec, state: TrainState, group: Group, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, spec: JobSpec, state: TrainState, group: Group, shape: tuple[int, int], generation: Generation
+    ) -> None:
         """`shape`: layers, experts per layer."""
         assert spec.train is not None
         self._part, self._state, self._group = spec.train, state, group
         self._grains = grain_count(spec.train.global_batch, spec.max_width)
-        self._mine = range(*share(self._grains, group.size, group.rank))
+        self._pace = Pace([member.speed for member in generation.members])
+        self._split = split(self._grains, self._pace.speeds)
         self._loss_scale = 1.0
         # one float64 buffer is summed over all workers: dense gradients, each grain's loss, and by expert the
         # squared norm of its gradient and the tokens it saw; of the last three only one worker has each number
         sizes = (state.dense.size, self._grains, math.prod(shape), math.prod(shape))
-        self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=state.device)
+        with during("the sums over all workers"):
+            self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=state.device)
         self._gradient_P, self._losses_N, norms, routed = self._sums.split(sizes)
         self._squared_norms_LE, self._routed_LE = norms.view(shape), routed.view(shape)
 
-    def conclude(self, signals: Signals, computed_s: float) -> Outcome:
-        """Reduce, tell, update. Raises `PeerLost` with the state as it was."""
+    @property
+    def _mine(self) -> range:
+        """This worker's grains."""
+        return range_of(self._split, self._group.rank)
+
+    def conclude(self, signals: Signals, computed_s: float, work: float) -> Outcome:
+        """Reduce, tell, update. `work`: what was done in `computed_s`. Raises `PeerLost` with the state as it was."""
         state, taken = self._state, self._state.position
         self._group.all_reduce(self._sums)
-        told = self._tell(signals, computed_s)
+        told = self._tell(signals, computed_s, work)
         state.dense.flat.grad.copy_(self._gradient_P)
         loss = float(self._losses_N.sum()) * self._loss_scale
         squared_norm = float(squared_gradients([state.dense.flat])[0] + self._squared_norms_LE.sum())
@@ -79,17 +92,23 @@ class Stepper:
         if is_finite:
             self._update(squared_norm)
         state.position = Position(taken.step + 1, taken.skipped + (not is_finite))
+        seconds = told[:, 2].tolist()
+        is_measured = self._pace.add(told[:, 3].tolist(), seconds)
+        if is_measured:
+            self._split = reshare(self._split, self._pace.speeds)
         return Outcome(
             step=taken.step,
             loss=loss,
             gradient_norm=math.sqrt(squared_norm) if is_finite else math.nan,
             is_skipped=not is_finite,
             signals=tuple(Signals(int(row[0]), int(row[1])) for row in told),
-            compute_s=tuple(told[:, 2].tolist()),
+            compute_s=tuple(seconds),
+            speeds=self._pace.speeds if is_measured else None,
+            grains=self._split,
         )
 
-    def _tell(self, signals: Signals, computed_s: float) -> Tensor:
-        row = [signals.pending, signals.checkpoint, computed_s]
+    def _tell(self, signals: Signals, computed_s: float, work: float) -> Tensor:
+        row = [signals.pending, signals.checkpoint, computed_s, work]
         told = torch.tensor(row, dtype=torch.float64, device=self._state.device)
         return self._group.all_gather(told).cpu()
 
@@ -107,18 +126,34 @@ class Trainer(Stepper):
         self, spec: JobSpec, state: TrainState, batches: Batches, group: Group, generation: Generation
     ) -> None:
         shape = (state.config.expert_layers, state.config.experts)
-        super().__init__(spec, state, group, shape)
+        super().__init__(spec, state, group, shape, generation)
         self._batches = batches
         self._executor = ExpertParallel(group, generation, state.weights(), shape, getattr(torch, self._part.precision))
         self._balanced = [m for m in state.model.modules() if isinstance(m, SigmoidBiasRouter)]
-        self._replicas = [Replica(state.model, state.dense) for _ in range(max(len(self._mine), 1))]
+        self._replicas = [Replica(state.model, state.dense)]
+        config = state.config
+        embedded = config.vocab_size * config.hidden_size  # a look-up, no product
+        self._token_work, self._row_work = config.dense_parameters - embedded, config.expert_parameters
         self._loss_scale = 1 / (self._part.global_batch * self._part.sequence_length)
+        self._free_bytes = free_bytes(state.device)  # that a step can have
 
     def step(self, signals: Signals) -> Outcome:
         """Forward, backward, reduce, tell, update. Raises `PeerLost` with the state as it was."""
         started, waited_s = time.monotonic(), self._group.waited_s
-        self._forward_backward(self._state.position.step)
-        return self.conclude(signals, time.monotonic() - started - (self._group.waited_s - waited_s))
+        try:
+            self._forward_backward(self._state.position.step)
+        except OutOfMemory as error:
+            told = f"{error}: {advise_step(self._part, self._group.size, self._free_bytes)}"
+            raise OutOfMemory(told) from None  # and with it go the tensors of its traceback
+        computed_s = time.monotonic() - started - (self._group.waited_s - waited_s)
+        return self.conclude(signals, computed_s, self._work_done())
+
+    def _work_done(self) -> float:
+        """Parameters met by this step's tokens and rows here."""
+        rows, self._executor.rows_run = self._executor.rows_run, 0
+        shares = [share(self._part.global_batch, self._grains, grain) for grain in self._mine]
+        tokens = sum(stop - start for start, stop in shares) * self._part.sequence_length
+        return float(self._token_work * tokens + self._row_work * rows)
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, samples: int) -> float:
@@ -143,12 +178,15 @@ class Trainer(Stepper):
 
     def _add_losses(self, sums_N: Tensor, batches: Batches, step: int, start: int, stop: int) -> None:
         """Samples `start` to `stop` of a step, forward, and backward where gradients are wanted."""
+        while len(self._replicas) < len(self._mine):
+            self._replicas.append(Replica(self._state.model, self._state.dense))
         parts = [share(stop - start, self._grains, grain) for grain in self._mine]
         rows = [batches.rows(step, start + a, start + b).to(self._state.device) for a, b in parts]
         with torch.autocast(self._state.device, torch.bfloat16, enabled=self._part.precision == "bfloat16"):
             sums = losses(self._replicas, rows, self._run_experts, self._state.config.hidden_size)
         if torch.is_grad_enabled():
-            (torch.stack(sums).sum() * self._loss_scale).backward()
+            with during(f"the gradients of {sum(map(len, rows))} sequences"):
+                (torch.stack(sums).sum() * self._loss_scale).backward()
             for replica in self._replicas:
                 replica.add_gradient(self._gradient_P)
         for grain, loss in zip(self._mine, sums, strict=False):

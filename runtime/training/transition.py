@@ -6,13 +6,13 @@ Until everyone has everything, nobody's live state changes; a switch that breaks
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runtime.training.checkpoints import MANIFEST, read_items
+from runtime.moe.experts import ExpertId
+from runtime.training.checkpoints import read_items, read_position
 from runtime.training.generation import DENSE, Generation, Item, Switch
 from runtime.training.group import Group
 from runtime.training.orders import Orders
@@ -89,16 +89,13 @@ def _supply(switch: Switch, worker: str, standing: Standing, seed: int) -> _Supp
         return _Supply({}, None)
     mine = switch.generation.member(worker).slot.experts
     if source.kind == "checkpoint":
-        return _from_checkpoint(Path(source.path), mine)
+        return _from_checkpoint(source.path, mine)
     state.fresh(mine, seed)
     return _Supply({DENSE: state.buffer(DENSE), **{k: state.buffer(k) for k in mine}}, Position())
 
 
-def _from_checkpoint(folder: Path, experts: tuple) -> _Supply:
-    import json
-
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return _Supply(read_items(folder, (DENSE, *experts)), Position(manifest["step"], manifest["skipped"]))
+def _from_checkpoint(folder: str, experts: tuple[ExpertId, ...]) -> _Supply:
+    return _Supply(dict(read_items(folder, (DENSE, *experts))), Position(*read_position(folder)))
 
 
 def _union(switch: Switch, worker: str, standing: Standing, address: str, orders: Orders) -> Group:

@@ -27,8 +27,10 @@ from runtime.moe.checkpoint import (
 )
 from runtime.site.controller import WorkerSlot
 from runtime.training.checkpoint_writer import CheckpointWriter, Writing
+from runtime.training.checkpoints import keeping_of, root_of
 from runtime.training.generation import DENSE, Generation, Holding, Switch
 from runtime.training.group import PeerLost
+from runtime.training.memory import OutOfMemory, advise_state, free_bytes, is_lack, release
 from runtime.training.orders import Orders
 from runtime.training.pulse import Pulse
 from runtime.training.snapshots import Snapshots
@@ -50,10 +52,11 @@ class TrainWorker:
         self._spec, self._part, self._slot, self._folder = spec, spec.train, slot, folder
         self._me = slot.worker
         self._orders, self._tell = orders, pulse.tell
-        self._writer = CheckpointWriter(folder / "checkpoints", pulse.tell)
+        self._writer = CheckpointWriter(root_of(self._part, folder), keeping_of(self._part), pulse.tell)
         self._standing: Standing | None = None
         self._batches: Batches | None = None
         self._held_out: Batches | None = None
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._boundary_s = 0.0  # Unix time of the last step's end
         self._since_switch = 0  # steps taken in this generation
         self.phase: Phase = "preparing"
@@ -96,23 +99,33 @@ class TrainWorker:
         except Exception as error:  # the process must not die silently: whatever it is, the job's owner reads it
             if self._standing is not None:
                 self._standing.close()
-            self._become("failed", message=explain(error, self._me))
+            self._become("failed", message=self._explain(error))
+
+    def _explain(self, error: Exception) -> str:
+        told, model = explain(error, self._me), self._part.model
+        if isinstance(error, OutOfMemory) and model is not None and "would fit" not in told:
+            release(error)
+            held = self._standing.state.held_bytes if self._standing else 0
+            return f"{told}: {advise_state(model, free_bytes(self._device) + held)}"
+        return told
 
     def _prepare(self) -> None:
         part, data = self._part, self._folder / "data"
         assert part.model is not None
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         known = read_tokenizer(part.tokenizer, part.model.vocab_size) if part.tokenizer else ""
-        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, data, known)
+        corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, data, known, self._warn)
         self._batches = Batches(corpus, part.seed, part.sequence_length)
         if part.eval_data is not None:
             vocab_size, known = part.model.vocab_size, corpus.tokenizer_json
-            held_out = load_corpus(part.eval_data, vocab_size, part.sequence_length, data / "eval", known)
+            held_out = load_corpus(part.eval_data, vocab_size, part.sequence_length, data / "eval", known, self._warn)
             self._held_out = Batches(held_out, part.seed, part.sequence_length)
         if part.start is not None:
             check_start(Path(part.start), part.model)
-        state = TrainState(part.model, device, Path(part.start) if part.start else None)
+        state = TrainState(part.model, self._device, Path(part.start) if part.start else None)
         self._standing = Standing(state, Snapshots(self._me))
+
+    def _warn(self, text: str) -> None:
+        self._tell("warning", text=text)
 
     def _follow(self, switch: Switch) -> None:
         standing = self._standing
@@ -178,6 +191,8 @@ class TrainWorker:
         standing.snapshots.settle()
         if generation.workers[0] == self._me:
             self._tell_step(outcome)
+            if outcome.speeds is not None:
+                self._tell("speeds", speeds=dict(zip(generation.workers, outcome.speeds, strict=True)))
         if self._orders.is_cancelled(generation.number):
             raise PeerLost("the controller knows that a peer is lost")
         self._at_boundary(standing, generation, outcome)
@@ -189,7 +204,11 @@ class TrainWorker:
     def _at_boundary(self, standing: Standing, generation: Generation, outcome: Outcome) -> None:
         by_rank = tuple(signal.checkpoint for signal in outcome.signals)
         is_due = self._writer.heard(by_rank)
-        is_due |= self.step % self._part.checkpoint_every == 0 and Writing.BUSY not in by_rank
+        if self.step % self._part.checkpoint_every == 0:
+            is_due |= Writing.BUSY not in by_rank
+            if not is_due and generation.workers[0] == self._me:
+                self._warn(f"the checkpoint of step {self.step} is left out: an earlier one is still being written")
+        is_due &= self.step < self._part.steps  # the model itself is written then
         if is_due or self._since_switch == 1 or self.step % self._part.snapshot_every == 0:
             copy = self._snapshot(standing, generation)
             if is_due:
@@ -208,6 +227,7 @@ class TrainWorker:
             at_s=self._boundary_s,
             since_switch=self._since_switch,
             compute_s=list(outcome.compute_s),
+            grains=list(outcome.grains),
         )
 
     def _become(self, phase: Phase, **facts: Any) -> None:
@@ -246,6 +266,8 @@ class TrainWorker:
             fault = fault_of(lambda: finish_folder(output, state.config, tokenizer))
             if not fault and self._part.tokenizer:
                 fault = fault_of(lambda: keep_tokenizer_files(self._part.tokenizer, output))
+        if rank == 0:
+            self._writer.discard_unfinished()  # before anyone says that it is finished, which ends all
         if self._any(fault) or fault:
             raise OSError(fault or "another worker could not write its part of the model")
         self._become("finished", step=self.step, output=os.fspath(output))
@@ -284,7 +306,9 @@ def explain(error: Exception, worker: str) -> str:
     """What a user reads when a worker gives up."""
     if isinstance(error, DataError):
         return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+    if isinstance(error, OutOfMemory):
+        return f"worker {worker} ran out of memory: {error}"
+    if is_lack(error):
         return f"worker {worker} ran out of memory: lower global_batch or the model's sizes, or raise width.min"
     if isinstance(error, OSError):
         return str(error)

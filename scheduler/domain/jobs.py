@@ -218,6 +218,11 @@ class Job:
         return tuple(replace(n, max=min(n.max, max(n.min, wanted.get(n.role, n.max)))) for n in self.needs)
 
     @property
+    def useful_width(self) -> int:
+        """Most workers that it could use now."""
+        return 0 if self.is_asleep else sum(need.max for need in self.useful_needs)
+
+    @property
     def width(self) -> int:
         """How many workers it is assigned now."""
         return self.assignment.width if self.assignment else 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Lease, LeaseKey
 from scheduler.domain.jobs import Assignment, Job, Worker
@@ -19,12 +20,22 @@ class Withheld:
 
 
 @dataclass(frozen=True, slots=True)
+class Factors:
+    """By how much a lease's surroundings multiply its hazard by age; what is left out has no effect."""
+
+    cohort: Mapping[str, float] = field(default_factory=dict)
+    neighbourhood: Mapping[str, float] = field(default_factory=dict)  # by name, see `planning.surroundings`
+    hour: tuple[float, ...] = ()  # of each hour of the day
+
+
+@dataclass(frozen=True, slots=True)
 class Outlook:
     """What a site's past says of what is to come."""
 
     site: str
     horizon_s: float  # how long a decision taken now is likely to stand
     hazard_per_s: tuple[float, ...] = ()  # of a lease's end, for each range of ages (see `planning.forecast`)
+    factors: Factors = Factors()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Lease, LeaseKey
-from scheduler.planning.forecast import HORIZONS_S, Calibration, Forecast
+from scheduler.planning.forecast import HORIZONS_S, Calibration
 
 SAMPLE = 200
 """Leases that are asked about at a time, at most: more tell no more, and a large site has thousands."""
@@ -32,15 +32,12 @@ class Foretold:
         """A lease ended."""
         self._ends[key] = at_s, by_owner
 
-    def ask(self, forecast: Forecast, live: Sequence[Lease], now_s: float) -> None:
-        """Note what the forecast says of some of the live leases; what is due by now is counted first."""
+    def ask(self, chance: Callable[[Lease, float], float], live: Sequence[Lease], now_s: float) -> None:
+        """Note the chances of some of the live leases to last so long; what is due by now is counted first."""
         self._count(now_s)
         some = sorted(live, key=lambda lease: lease.key.epoch)[:: max(1, -(-len(live) // SAMPLE))]
-        ages_s = [max(0.0, now_s - lease.started_s) for lease in some]
         for horizon_s, of in self._sums.items():
-            chances = forecast.survival(ages_s, horizon_s).tolist()
-            asked = {lease.key: chance for lease, chance in zip(some, chances, strict=True)}
-            of.open.append((now_s + horizon_s, asked))
+            of.open.append((now_s + horizon_s, {lease.key: chance(lease, horizon_s) for lease in some}))
 
     def calibration(self) -> tuple[Calibration, ...]:
         """By horizon; those of which nothing is known yet are left out."""

@@ -122,7 +122,7 @@ def worker_changed(r: Records, e: events.WorkerChanged) -> None:
     node = r.nodes[worker.lease.node]
     match e.state:
         case "running" if worker.state is WorkerState.STARTING:
-            _run(r, worker)
+            _run(r, worker, e.detail)
         case "left":
             end_worker(r, worker)
             r.log("worker_left", f"{e.worker} left {e.lease}", job=e.job, node=e.lease.node)
@@ -132,9 +132,15 @@ def worker_changed(r: Records, e: events.WorkerChanged) -> None:
             lose_worker(r, worker, e.detail or "its site says so")
 
 
-def _run(r: Records, worker: Worker) -> None:
+def _run(r: Records, worker: Worker, detail: str) -> None:
+    """`detail`: how long the parts of its warm-up took, for people."""
     r.move(worker, WorkerState.RUNNING, since_s=r.now_s)
     rebook(r, worker.lease)
+    age_s = r.now_s - r.leases[worker.lease].started_s
+    message = f"{worker.id} runs, {age_s:.2f} s after lease {worker.lease} was opened" + (
+        f": {detail}" if detail else ""
+    )
+    r.log("worker_running", message, job=worker.job, node=worker.lease.node)
 
 
 def reached(r: Records, e: events.AssignmentReached) -> None:
@@ -181,7 +187,7 @@ def _is_no_rescale(job: Job, e: events.AssignmentReached) -> bool:
     if last is None or (last.cause, last.width) != (e.cause, e.width):
         return False
     is_known = e.revision == job.reached_revision
-    if e.cause == "loss":  # one assignment may see several
+    if e.cause in ("loss", "straggler"):  # one assignment may see several
         return e.stall_s == 0.0 or (is_known and (last.stall_s, last.at_step) == (e.stall_s, e.at_step))
     return is_known or e.cause in ("grow", "shrink")  # a restarted site says anew what it did, without the stall
 
@@ -193,7 +199,7 @@ def _settle_workers(r: Records, job: Job) -> None:
         if worker.id not in wanted:
             end_worker(r, worker)
         elif worker.state is WorkerState.STARTING:
-            _run(r, worker)
+            _run(r, worker, "")
 
 
 def _shift(r: Records, job: Job, target: str, seconds: float) -> None:

@@ -18,8 +18,8 @@ Curve = tuple[tuple[int, float], ...]
 
 def learn_costs(costs: RescaleCosts, e: events.AssignmentReached) -> RescaleCosts:
     """The costs, with the stall of a rescale that was reached."""
-    if e.cause == "start" or not e.width:
-        return costs  # nothing that ran stood still
+    if e.cause in ("start", "straggler") or not e.width:
+        return costs  # nothing that ran stood still; or nobody came or went
     if e.cause in _GROWTHS:
         return replace(costs, up_s=_blend(costs.up_s, e.stall_s))
     return replace(costs, down_s=_blend(costs.down_s, e.stall_s))

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from scheduler.domain.cluster import Lease
-from scheduler.domain.plan import Outlook
+from scheduler.domain.plan import Factors, Outlook
 from scheduler.inventory.foretold import Foretold
 from scheduler.planning.forecast import Forecast, IdleHistory
+from scheduler.planning.hazard import Hazard
+from scheduler.planning.lasting import Lasting
+from scheduler.planning.surroundings import Surroundings
 from scheduler.planning.tempo import Tempo, horizon_s
 
 LEARN_EVERY_S = 600.0
@@ -20,12 +23,16 @@ OURS = ("raylet_failed", "raylet_died", "drained", "expiry", "unknown")
 
 @dataclass(slots=True)
 class SitePast:
-    """One site's. Leases are told of when they open and end."""
+    """One site's. Leases are told of when they open and end. What their surroundings do is learnt while the scheduler
+    runs, and within a day anew after it was started."""
 
     history: IdleHistory = field(default_factory=IdleHistory)
     tempo: Tempo = field(default_factory=Tempo)
     forecast: Forecast = field(default_factory=Forecast)
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    factors: Factors = field(default_factory=Factors)
     foretold: Foretold = field(default_factory=Foretold)
+    _hazard: Hazard = field(default_factory=lambda: Hazard(Forecast().hazard_per_s))
     _learnt_s: float | None = None
 
     def opened(self, at_s: float) -> None:
@@ -37,6 +44,7 @@ class SitePast:
         self.tempo.changed(at_s)
         by_owner = not (lease.drain_cause or cause).startswith(OURS)
         self.history.lease_ended(max(0.0, at_s - lease.started_s), at_s, by_owner=by_owner)
+        self.surroundings.ended(lease, at_s, self._hazard, by_owner=by_owner)
         self.foretold.note_end(lease.key, at_s, by_owner=by_owner)
 
     def restore(self, leases: Iterable[Lease]) -> None:
@@ -55,6 +63,11 @@ class SitePast:
         if self._learnt_s is None or now_s >= self._learnt_s + LEARN_EVERY_S:
             leases = list(live)
             self.forecast = self.history.forecast(max(0.0, now_s - lease.started_s) for lease in leases)
-            self.foretold.ask(self.forecast, leases, now_s)
+            self._hazard = Hazard(self.forecast.hazard_per_s)
+            self.factors = self.surroundings.look(leases, self.forecast, now_s)
+            self.foretold.ask(Lasting(now_s, [self._outlook(site)]).chance, leases, now_s)
             self._learnt_s = now_s
-        return Outlook(site, horizon_s(self.tempo.gap_s, self.forecast), self.forecast.hazard_per_s)
+        return self._outlook(site)
+
+    def _outlook(self, site: str) -> Outlook:
+        return Outlook(site, horizon_s(self.tempo.gap_s, self.forecast), self.forecast.hazard_per_s, self.factors)

@@ -11,10 +11,11 @@ from scheduler.domain.cluster import Lease
 from scheduler.domain.jobs import ExpertId, Job, ModelShape, Role, RoleNeed, WorkerSlot
 from scheduler.planning.balance import Hosts, balance, expected_loads
 from scheduler.planning.claims import Claim
-from scheduler.planning.experts import assign_owners
+from scheduler.planning.experts import Floats, assign_owners
 from scheduler.planning.fit import expert_slots, worker_bytes
+from scheduler.planning.lasting import Lasting
 from scheduler.planning.placement import Ground, choose_leavers, choose_spots
-from scheduler.planning.stock import Stock
+from scheduler.planning.stock import SERVING_FOR_S, Stock
 from scheduler.planning.view import Spot, Standing
 
 SPARE = 4
@@ -160,7 +161,7 @@ def _copied(job: Job, model: ModelShape, shards: Sequence[WorkerSlot], ground: G
     leases = [ground.leases[slot.lease] for slot in shards]
     hosts = Hosts(
         np.array([expert_slots(model, _memory_bytes(*pair)) for pair in zip(shards, leases, strict=True)]),
-        np.ones(len(shards)),
+        _shares(job, leases, ground.lasting),
         _numbered([slot.lease.node for slot in shards]),
         _numbered([lease.cohort for lease in leases]),
     )
@@ -173,6 +174,17 @@ def _copied(job: Job, model: ModelShape, shards: Sequence[WorkerSlot], ground: G
         replace(slot, experts=tuple((layer, expert) for layer, expert in np.argwhere(host_LEW[:, :, column]).tolist()))
         for column, slot in enumerate(shards)
     ]
+
+
+def _shares(job: Job, leases: Sequence[Lease], lasting: Lasting) -> Floats:
+    """How much of the model each shard's node is to host, against the others [W].
+
+    What goes is to be loaded anew elsewhere, so little lies where it would soon go: one copy of everything is spread
+    evenly, that each node can still do its part of the work, and all further ones by how likely nodes are to last.
+    """
+    chance_W = np.array([lasting.chance(lease, SERVING_FOR_S) for lease in leases])
+    share_W: Floats = 1.0 + (job.copies - 1) * chance_W / max(float(chance_W.mean()), 1e-9)
+    return share_W
 
 
 def _memory_bytes(slot: WorkerSlot, lease: Lease) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from protocol.agent_pb2 import AgentCommand, AgentMessage
 from protocol.agent_pb2_grpc import AgentServiceServicer
+from protocol.clocks import PeerClock
 from scheduler.clock import Clock
 from scheduler.control_loop import ControlLoop
 from scheduler.domain.events import AgentConnected, AgentDisconnected
@@ -29,20 +30,23 @@ class AgentService(AgentServiceServicer):
         """From hello to the end of the stream, however it ends."""
         message = await first(request_iterator)
         hello = reports.agent_hello(message, self._clock.now_s(), self._causes.next("agent"))
+        theirs = PeerClock()
+        theirs.hear(message.sent_s, hello.at_s)
         session = self._sessions.agents.open(hello.node, hello.instance)
         try:
             await self._loop.apply(hello)
-            async for command in converse(session, self._read(hello, request_iterator)):
+            async for command in converse(session, self._read(hello, theirs, request_iterator)):
                 yield command
         finally:
             if self._sessions.agents.close(session):
                 self._disconnected(hello)
 
-    async def _read(self, hello: AgentConnected, messages: AsyncIterator[AgentMessage]) -> None:
+    async def _read(self, hello: AgentConnected, theirs: PeerClock, messages: AsyncIterator[AgentMessage]) -> None:
         source = f"agent:{hello.node}"
         async for message in messages:
             now_s, cause_id = self._clock.now_s(), self._causes.next(source)
-            self._loop.post(reports.agent_event(hello.node, hello.instance, message, now_s, cause_id))
+            theirs.hear(message.sent_s, now_s)
+            self._loop.post(reports.agent_event(hello.node, hello.instance, message, theirs, now_s, cause_id))
 
     def _disconnected(self, hello: AgentConnected) -> None:
         self._loop.post(

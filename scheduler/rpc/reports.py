@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol import agent_pb2, site_pb2
+from protocol.clocks import PeerClock
 from scheduler.domain import events
 from scheduler.domain.cluster import LeaseKey
 from scheduler.domain.jobs import Role
@@ -37,18 +38,20 @@ def agent_hello(message: agent_pb2.AgentMessage, at_s: float, cause_id: str) -> 
     )
 
 
-def agent_event(node: str, instance: str, message: agent_pb2.AgentMessage, at_s: float, cause_id: str) -> events.Event:
-    """Any later message of the agent of `node`."""
+def agent_event(
+    node: str, instance: str, message: agent_pb2.AgentMessage, theirs: PeerClock, at_s: float, cause_id: str
+) -> events.Event:
+    """Any later message of the agent of `node`, its times by our clock."""
     match message.WhichOneof("body"):
         case "report":
-            return _report(node, instance, message.report, at_s, cause_id)
+            return _report(node, instance, message.report, theirs, at_s, cause_id)
         case "reclaim":
             reclaim = message.reclaim
             return events.NodeReclaimed(
                 at_s=at_s,
                 cause_id=cause_id,
                 lease=_own_lease(node, "reclaim", reclaim.epoch),
-                deadline_s=checks.seconds("reclaim.deadline_s", reclaim.deadline_s),
+                deadline_s=checks.seconds("reclaim.deadline_s", theirs.here(reclaim.deadline_s)),
                 grace_s=checks.seconds("reclaim.grace_s", reclaim.grace_s),
                 cause=checks.text(reclaim.cause),
             )
@@ -95,8 +98,10 @@ def site_event(message: site_pb2.SiteMessage, at_s: float, cause_id: str) -> eve
     return event
 
 
-def _report(node: str, instance: str, report: agent_pb2.NodeReport, at_s: float, cause_id: str) -> events.NodeReported:
-    end_s = report.expected_end_s if report.HasField("expected_end_s") else None
+def _report(
+    node: str, instance: str, report: agent_pb2.NodeReport, theirs: PeerClock, at_s: float, cause_id: str
+) -> events.NodeReported:
+    end_s = round(theirs.here(report.expected_end_s)) if report.HasField("expected_end_s") else None
     return events.NodeReported(
         at_s=at_s,
         cause_id=cause_id,

@@ -37,6 +37,7 @@ class SiteService(SiteServiceServicer):
         try:
             await self._loop.apply(hello)
             async for command in converse(session, self._read(hello, request_iterator)):
+                command.sent_s = self._clock.now_s()
                 yield command
         finally:
             if self._sessions.sites.close(session):

@@ -69,6 +69,7 @@ def _job_view(job: Job, inventory: Inventory, unplaced: Mapping[str, Reason], ac
         width=job.width,
         min_width=job.min_width,
         max_width=job.max_width,
+        useful_width=job.useful_width,
         submitted_s=job.submitted_s,
         started_s=job.started_s,
         ended_s=job.ended_s,

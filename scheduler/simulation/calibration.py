@@ -2,37 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.planning.forecast import HORIZONS_S, Calibration, IdleHistory
-from scheduler.simulation.traces import Trace
+from scheduler.domain.cluster import Lease, LeaseKey, LeaseState
+from scheduler.inventory.holding import COHORT_WINDOW_S
+from scheduler.inventory.past import LEARN_EVERY_S, SitePast
+from scheduler.planning.forecast import HORIZONS_S, Calibration
+from scheduler.planning.lasting import Lasting
+from scheduler.simulation.traces import IdleInterval, Trace
 
 EVERY_S = 1800.0
 """How often the forecast is asked."""
 
 
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """What was said of one idle node, and whether it came so."""
+
+    at_s: float
+    horizon_s: float
+    chance: float
+    lasted: bool
+
+
 def calibrate(trace: Trace, horizons_s: Sequence[float] = HORIZONS_S, every_s: float = EVERY_S) -> list[Calibration]:
-    """Ask about every idle node every so often; the forecast has learnt from the intervals that had ended by then."""
-    by_end = sorted(trace.intervals, key=attrgetter("end_s"))
-    starts = np.array([i.start_s for i in trace.intervals])
-    ends = np.array([i.end_s for i in trace.intervals])
-    history, learnt = IdleHistory(), 0
-    sums = np.zeros((len(horizons_s), 3))
-    for at_s in np.arange(trace.intervals[0].start_s + every_s, trace.end_s, every_s):
-        while learnt < len(by_end) and by_end[learnt].end_s <= at_s:
-            ended = by_end[learnt]
-            history.lease_ended(ended.end_s - ended.start_s, ended.end_s, by_owner=True)
-            learnt += 1
-        live = (starts <= at_s) & (ends > at_s)
-        forecast = history.forecast(at_s - starts[live])
-        for row, horizon_s in enumerate(horizons_s):
-            if at_s + horizon_s <= trace.end_s:  # what happens after the trace is not known
-                predicted = forecast.survival(at_s - starts[live], horizon_s)
-                sums[row] += predicted.sum(), (ends[live] - at_s > horizon_s).sum(), live.sum()
+    """The mean of what was foretold of every idle node every so often, and of what came."""
+    sums = {horizon_s: np.zeros(3) for horizon_s in horizons_s}
+    for told in foretell(trace, horizons_s, every_s):
+        sums[told.horizon_s] += told.chance, told.lasted, 1
     return [
         Calibration(horizon_s, predicted / max(asked, 1), observed / max(asked, 1), int(asked))
-        for horizon_s, (predicted, observed, asked) in zip(horizons_s, sums.tolist(), strict=True)
+        for horizon_s, (predicted, observed, asked) in ((at, of.tolist()) for at, of in sums.items())
     ]
+
+
+def foretell(trace: Trace, horizons_s: Sequence[float], every_s: float) -> Iterator[Foretold]:
+    """Ask about every idle node every so often, of a forecast that learns as a running scheduler does."""
+    past, live = SitePast(), dict[LeaseKey, Lease]()
+    news = list(_news(trace.intervals))
+    ends_s = {lease.key: at_s for at_s, has_ended, lease in news if has_ended}
+    next_s, start_s = 0, trace.intervals[0].start_s
+    for now_s in np.arange(start_s, trace.end_s, LEARN_EVERY_S).tolist():
+        while next_s < len(news) and news[next_s][0] <= now_s:
+            at_s, has_ended, lease = news[next_s]
+            next_s += 1
+            if has_ended:
+                past.ended(live.pop(lease.key), at_s, "owner")
+            else:
+                past.opened(at_s)
+                live[lease.key] = lease
+        chance = Lasting(now_s, [past.outlook("", now_s, live.values())]).chance
+        if now_s == start_s or (now_s - start_s) % every_s >= LEARN_EVERY_S:
+            continue
+        for horizon_s in horizons_s:
+            if now_s + horizon_s <= trace.end_s:  # what happens after the trace is not known
+                yield from (
+                    Foretold(now_s, horizon_s, chance(lease, horizon_s), ends_s[key] > now_s + horizon_s)
+                    for key, lease in live.items()
+                )
+
+
+def _news(intervals: Iterable[IdleInterval]) -> Iterator[tuple[float, bool, Lease]]:
+    """(when, whether it ended, lease) by time, with the cohorts of a running scheduler."""
+    news: list[tuple[float, bool, Lease]] = []
+    cohort, first_s = "", float("-inf")
+    for epoch, interval in enumerate(sorted(intervals, key=lambda i: (i.start_s, i.node)), start=1):
+        if interval.start_s - first_s > COHORT_WINDOW_S:
+            cohort, first_s = f"@{interval.start_s:.3f}", interval.start_s
+        key = LeaseKey(interval.node, epoch)
+        lease = Lease(key, "", LeaseState.READY, (), "", interval.start_s, cohort)
+        news += [(interval.start_s, False, lease), (interval.end_s, True, lease)]
+    yield from sorted(news, key=lambda of: (of[0], of[1], of[2].key))

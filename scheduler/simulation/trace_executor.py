@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from scheduler.clock import Clock
 from scheduler.domain import events
 from scheduler.domain.cluster import Device, Lease, LeaseKey, Site
-from scheduler.domain.jobs import Job, JobKind
+from scheduler.domain.jobs import Job, JobKind, Role
 from scheduler.domain.plan import Assign
 from scheduler.simulation.job_clock import JobClock
 from scheduler.simulation.served_model import ServedModel
@@ -59,7 +59,7 @@ class TraceExecutor:
         """A job is about to be submitted."""
         clock.now_s = self._clock.now_s()
         serves = clock.job.shape is not None and clock.job.kind is JobKind.SERVE
-        model = ServedModel(clock.job.shape, clock.up_s) if clock.job.shape and serves else None
+        model = ServedModel(clock.job.shape, _bytes_per_s(clock)) if clock.job.shape and serves else None
         self._jobs[job] = _Placed(job, clock, model=model)
 
     def model_of(self, job: str) -> ServedModel | None:
@@ -113,7 +113,8 @@ class TraceExecutor:
             warm_s = min(at_s for node, at_s in clock.warm_s.items() if node not in clock.joined)
             self._at(warm_s, placed.ticket, "warm", name)
         elif not placed.reached:
-            self._at(steady_s, placed.ticket, "reach", name)
+            reached_s = max(steady_s, placed.model.loaded_s()) if placed.model else steady_s
+            self._at(reached_s, placed.ticket, "reach", name)
         done_s = clock.done_s()
         if done_s is not None:
             self._at(done_s, placed.ticket, "done", name)
@@ -271,3 +272,12 @@ class TraceExecutor:
 
     def _say(self, kind: type[events.Event], /, **fields: object) -> None:
         self._post(kind(at_s=self._clock.now_s(), cause_id="trace", **fields))
+
+
+def _bytes_per_s(clock: JobClock) -> float:
+    """How fast a node loads experts: at its full width the job's up cost is what each node's share takes."""
+    job, shape = clock.job, clock.job.shape
+    shards = next((need.max for need in job.needs if need.role is Role.SHARD), 1)
+    if shape is None or not clock.up_s:
+        return float("inf")
+    return job.copies * shape.layers * shape.experts * shape.expert_bytes / shards / clock.up_s

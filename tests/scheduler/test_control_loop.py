@@ -17,7 +17,6 @@ from scheduler.domain.cluster import LeaseState
 from scheduler.domain.jobs import JobState, Role, RoleNeed
 from scheduler.domain.reasons import Refused
 from scheduler.inventory import Inventory
-from scheduler.planning.plan import plan
 from scheduler.simulation.executor import TwinExecutor
 from tests.scheduler.world import DurableStore, World, devices, submit_event
 
@@ -217,7 +216,7 @@ def test_commit_rejects_what_no_longer_fits() -> None:
     world.run(3.0)
     world.submit(needs=TWO_TO_FOUR)
     world.take_in()
-    stale = plan(world.inventory.snapshot(world.clock.now_s()))
+    stale = control_loop.Replanner()(world.inventory.snapshot(world.clock.now_s()))
     lease = world.inventory.live_lease(names[0])
     assert lease
     at_s = world.clock.now_s()

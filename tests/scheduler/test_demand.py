@@ -46,6 +46,7 @@ def test_engines_follow_what_it_could_use() -> None:
     for engines, told in ((2, 2), (9, 3), (1, 1)):
         say(world, job, engines)
         assert roles(world, job).count("engine") == told
+        assert world.job(job).useful_width == told + 2
     assert roles(world, job).count("shard") == 2
     assert len(kept & {slot.worker for slot in world.job(job).assignment.workers}) >= 2
     assert world.job(job).state is JobState.RUNNING
@@ -83,6 +84,7 @@ def test_what_it_could_use_survives_the_scheduler() -> None:
     world.run(10)
     assert world.job(job).state is JobState.PARKED
     assert world.job(job).wanted == ((Role.ENGINE, 0),)
+    assert world.job(job).useful_width == 0
 
 
 def test_its_rate_says_nothing_of_a_width() -> None:

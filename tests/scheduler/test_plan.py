@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -179,6 +180,36 @@ def test_copies_lie_in_different_cohorts() -> None:
     world.run(10.0)
     for nodes in _hosts(world, job).values():
         assert len({world.inventory.live_lease(node).cohort for node in nodes}) == 2
+
+
+def test_further_copies_lie_where_nodes_last_and_first_ones_are_spread_evenly() -> None:
+    shape = ModelShape(layers=4, experts=16, expert_bytes=GIB // 64, dense_bytes=GIB // 2)
+    world = World()
+    world.add_site()
+    old = {name for _ in range(4) for name in _a_cohort(world, 1)}
+    for _ in range(5):  # who comes is gone after five minutes
+        fleeting = world.add_nodes(20)
+        world.run(300.0, step_s=100.0)
+        for name in fleeting:
+            world.twin.owner_reclaims(name, 0.0)
+        world.run(1200.0, step_s=300.0)
+    young = {name for _ in range(3) for name in _a_cohort(world, 1)}
+    need = (RoleNeed(Role.ENGINE, 1, 1), RoleNeed(Role.SHARD, 2, 6))
+    job = world.submit(**{**SERVE, "shape": shape, "needs": need})
+    world.run(20.0)
+    hosts = _hosts(world, job)
+    held = Counter(node for nodes in hosts.values() for node in nodes)
+    even = sum(held.values()) / len(held)
+    assert all(len(nodes) == 2 for nodes in hosts.values())
+    assert set(held) < old | young
+    assert min(held.values()) >= even / 2 - shape.layers
+    assert min(held[name] for name in old & set(held)) > even > max(held[name] for name in young)
+
+
+def _a_cohort(world: World, count: int) -> list[str]:
+    names = world.add_nodes(count)
+    world.run(70.0, step_s=35.0)
+    return names
 
 
 def test_measured_loads_are_shared_out_at_the_next_rescale() -> None:

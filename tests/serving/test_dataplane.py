@@ -14,7 +14,7 @@ import torch
 
 from runtime.moe.experts import ExpertWeights, LocalExperts, run_segments
 from runtime.serving import wire
-from runtime.serving.dataplane import ExpertPlane, PlaneClosed
+from runtime.serving.dataplane import ExpertPlane, PlaneClosed, _Layer
 from runtime.serving.engine import RemoteExperts
 from runtime.serving.routing import ExpertId, Routing, table
 from runtime.serving.shard import ShardServer
@@ -133,6 +133,19 @@ def test_a_slow_shard_is_overtaken_and_asked_again_once_it_is_awake(shards: Shar
     while shards.servers["s2"].calls <= before + 2 and time.monotonic() < deadline_s:
         _check(shards.plane, 64)
     assert shards.servers["s2"].calls > before + 2
+
+
+def test_of_an_answer_that_another_copy_gave_in_part_only_the_rest_is_taken() -> None:
+    x_TD, ids_TK, _ = _batch(9)
+    work = _Layer.of(0, x_TD, ids_TK)
+    first, whole = work.ask([1, 2]), work.ask([0, 1, 2, 3, 4, 5])
+    work.fill(first.experts, first.rows())
+    work.fill(whole.experts, -whole.rows())
+    sign_NK = torch.where((ids_TK == 1) | (ids_TK == 2), 1.0, -1.0)
+    assert torch.equal(work.y_ND.view(9, 2, WIDTH), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
+    assert not work.missing
+    work.fill(first.experts, -first.rows())
+    assert torch.equal(work.y_ND.view(9, 2, WIDTH), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
 
 
 def test_an_expert_without_a_copy_waits_for_a_table_that_has_one(shards: Shards) -> None:

@@ -15,6 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from protocol.jobspec import InvalidSpec, parse
 from runtime.serving.text import TextCodec
@@ -91,6 +94,28 @@ def test_a_chat_and_its_stream(client: openai.OpenAI, served: Served, codec: Tex
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == answer.choices[0].message.content
+
+
+def test_an_untouched_langchain_client_works(client: openai.OpenAI, served: Served) -> None:
+    asked: Any = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "你好"}],
+        "max_tokens": 15,
+        "temperature": 0,
+    }
+    answer = client.chat.completions.create(**asked)
+    chain = ChatPromptTemplate.from_messages([("user", "{greeting}")]) | ChatOpenAI(
+        base_url=f"{served.url}/v1", api_key=SecretStr(KEY), model="tiny", temperature=0, max_completion_tokens=15
+    )
+    said = chain.invoke({"greeting": "你好"})
+    assert said.content == answer.choices[0].message.content
+    assert said.response_metadata["finish_reason"] == answer.choices[0].finish_reason
+    assert answer.usage is not None
+    assert said.usage_metadata is not None
+    assert said.usage_metadata["total_tokens"] == answer.usage.total_tokens
+    assert "".join(str(chunk.content) for chunk in chain.stream({"greeting": "你好"})) == said.content
+    others = chain.batch([{"greeting": "你好"}, {"greeting": "fox"}], config={"max_concurrency": 2})
+    assert others[0].content == said.content
 
 
 def test_a_chat_without_a_limit_ends_with_the_model_or_its_context(client: openai.OpenAI) -> None:

@@ -73,7 +73,7 @@ def test_following_the_decisions_ends_in_the_assignment(
     shards: dict[str, list[ExpertId]], engines: set[str], had: dict[str, list[ExpertId]], had_engines: set[str]
 ) -> None:
     wanted, up = _wanted(shards, engines), _up(had, had_engines)
-    for _ in range(6):
+    for _ in range(8):
         rollout = decide(wanted, up, set(), set(), pressed=not wanted)
         if rollout.complete:
             break
@@ -87,12 +87,33 @@ def test_following_the_decisions_ends_in_the_assignment(
 def _after(rollout: Rollout, up: dict[str, Up]) -> dict[str, Up]:
     after = dict(up)
     for started in rollout.start:
-        after[started.worker] = Up(started, ("h", 1), frozenset(started.experts))
+        after[started.worker] = Up(started, ("h", 1))
     for name, experts in rollout.load.items():
         after[name] = Up(up[name].slot, ("h", 1), up[name].experts | experts)
     for name, experts in rollout.drop.items():
         after[name] = Up(up[name].slot, ("h", 1), up[name].experts - experts)
     return {name: worker for name, worker in after.items() if name not in rollout.stop}
+
+
+@given(shard_sets, shard_sets)
+def test_what_nobody_has_is_loaded_before_second_copies(
+    shards: dict[str, list[ExpertId]], had: dict[str, list[ExpertId]]
+) -> None:
+    up = _up({name: had.get(name, []) for name in shards}, set())
+    load = decide(_wanted(shards, set()), up, set(), set(), pressed=False).load
+    missing = {name: lacks for name, experts in shards.items() if (lacks := set(experts) - up[name].experts)}
+    nobodys = {expert for experts in shards.values() for expert in experts} - _held(up)
+    urgent = {name: experts for name, experts in load.items() if experts < missing[name] or experts <= nobodys}
+    assert set(load) == set(missing)
+    assert {expert for experts in urgent.values() for expert in experts} == nobodys
+    assert all(experts == missing[name] for name, experts in load.items() if name not in urgent)
+
+
+def test_what_nobody_has_is_shared_out_evenly() -> None:
+    up = _up({"a": [], "b": []}, set())
+    load = decide(_wanted({"a": EXPERTS, "b": EXPERTS}, set()), up, set(), set(), pressed=False).load
+    assert {name: len(experts) for name, experts in load.items()} == {"a": 2, "b": 2}
+    assert _held(_after(Rollout(load=load), up)) == set(EXPERTS)
 
 
 def test_a_drained_shard_serves_on_until_its_successor_has_loaded() -> None:

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from protocol.models import ModelConfig
-from runtime.serving import load_reports
+from runtime.serving import drift, load_reports
 from runtime.serving.text import TextCodec
 from runtime.site.controller import WorkerSlot
 from tests.serving.harness import Served, shard_slots, slot
@@ -100,6 +100,22 @@ def test_tokens_of_each_expert_are_told(world: World) -> None:
     (_, tokens), _ = world.served.reports.all("expert_loads")[-1]
     assert len(tokens) == world.config.expert_layers * world.config.experts
     assert sum(tokens) % world.config.experts_per_token == 0
+
+
+def test_copies_follow_the_load_without_a_rescale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FEWEST": 1.0, "HOT": 1.2, "WORTH": 0.01}.items():  # what one stream's loads differ by
+        monkeypatch.setattr(drift, name, value)
+    planned = {slot.worker: set(slot.experts) for slot in world.workers if slot.role == "shard"}
+    revisions = world.served.reached_revisions()
+
+    def is_beyond_plan() -> bool:
+        assert world.stream() == world.reference
+        return any(world.served.call(shard, "status")["experts"] > len(held) for shard, held in planned.items())
+
+    world.served.wait(is_beyond_plan, "a copy beyond the plan")
+    for shard, held in planned.items():
+        assert world.served.call(shard, "status")["experts"] <= len(held) * (1 + drift.SPARE)
+    assert world.served.reached_revisions() == revisions
 
 
 def test_a_killed_shard_changes_nothing_in_a_running_stream(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ class Scheduler:
         self._server.start()
 
     def _jobs(self, request: Any, context: Any) -> client_pb2.ListJobsResponse:
-        job = client_pb2.Job(id="j1", state="running", max_width=self.width)
+        job = client_pb2.Job(id="j1", state="running", useful_width=self.width)
         return client_pb2.ListJobsResponse(jobs=[job] if self.width else [])
 
     def _connect(self, messages: Any, context: Any) -> Any:
@@ -85,19 +86,23 @@ class Scheduler:
 
 
 class Harvest:
-    """One `fallow pilots` process; its settings can be changed before it is started."""
+    """One `fallow pilots` process of a user of the machine; its settings can be changed before it is started."""
 
-    def __init__(self, machine: SlurmMachine, folder: Path) -> None:
-        self.machine, self.folder = machine, folder
+    def __init__(self, machine: SlurmMachine, folder: Path, user: str = "root", site: str = SITE) -> None:
+        self.machine, self.folder, self.user, self.site = machine, folder, user, site
         self.scheduler = Scheduler()
         self.dir = folder / "pilots"
         self.temp = folder / "tmp"
+        self.python = sys.executable
         self.temp.mkdir()
+        shutil.chown(folder, user)
+        shutil.chown(self.temp, user)
         for role in ("site", "agent"):
             (folder / role).write_text(f"fallow-{role}-secret-of-{role}")
             (folder / role).chmod(0o600)
+            shutil.chown(folder / role, user)
         self.settings: dict[str, Any] = {
-            "site": SITE,
+            "site": site,
             "scheduler": f"127.0.0.1:{self.scheduler.port}",
             "token_file": str(folder / "site"),
             "agent_token_file": str(folder / "agent"),
@@ -122,7 +127,7 @@ class Harvest:
         if error is not None:
             print(self.log())
         self.stop()
-        self.machine.run("scancel", "--user=root", check=False)
+        self.machine.run("scancel", f"--user={self.user}", check=False)
         self.scheduler.stop()
 
     def start(self) -> None:
@@ -131,10 +136,13 @@ class Harvest:
         config.write_text(yaml.safe_dump(self.settings))
         with (self.folder / "pilots.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agents", "pilots", "--slurm", "--config", str(config)],
+                [self.python, "-m", "agents", "pilots", "--slurm", "--config", str(config)],
                 env={**os.environ, **self.machine.environment, **self.environment},
                 stdout=log,
                 stderr=log,
+                user=self.user,
+                extra_groups=[],
+                cwd="/",
             )
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -160,7 +168,8 @@ class Harvest:
 
     def pilots(self, state: str = "") -> list[str]:
         """Ids of pilots, of one state or in all, as squeue shows them."""
-        return [job for job, now, name, _ in self.machine.jobs() if name == f"fallow-{SITE}" and state in ("", now)]
+        ours = f"fallow-{self.site}"
+        return [job for job, now, name, _ in self.machine.jobs() if name == ours and state in ("", now)]
 
     def await_running(self, count: int) -> None:
         """Wait until so many pilots run and their agents are with the scheduler."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
+
+import pytest
 
 from agents.pilots import errand
 from bench.slurm_machine import MachineShape, SlurmMachine
@@ -11,7 +14,7 @@ from tests.slurm.harvest import SITE, Harvest, until
 
 
 def test_the_controller_is_gone_for_a_while(short_path: Path) -> None:
-    """Two minutes of a real machine are fifteen seconds here: the pauses of the process are an eighth as long."""
+    """Shortly, with short pauses of the process."""
     with SlurmMachine(short_path / "m", MachineShape(nodes=2)) as machine, Harvest(machine, short_path) as harvest:
         harvest.scheduler.width = 2
         harvest.start()
@@ -22,6 +25,28 @@ def test_the_controller_is_gone_for_a_while(short_path: Path) -> None:
         assert len(harvest.scheduler.connected) == 2, "agents need no controller"
         machine.start_controller()
         until(lambda: not harvest.status()["problem"].startswith(("sinfo", "squeue", "scontrol")), harvest.log)
+        harvest.await_running(2)
+        assert harvest.pilots("RUNNING") == ids, "the same pilots as before, and no others"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_controller_is_gone_for_two_minutes(short_path: Path) -> None:
+    """With the pauses that a real machine gets."""
+    with SlurmMachine(short_path / "m", MachineShape(nodes=2)) as machine, Harvest(machine, short_path) as harvest:
+        for pause in ("quick_s", "quiet_s", "patience_s"):
+            del harvest.settings[pause]
+        harvest.settings["bag"]["lengths_min"] = [30]
+        harvest.scheduler.width = 2
+        harvest.start()
+        harvest.await_running(2)
+        ids = harvest.pilots("RUNNING")
+        machine.stop_controller()
+        gone_s = time.monotonic()
+        until(lambda: time.monotonic() - gone_s > 120, harvest.log, 130)
+        assert len(harvest.scheduler.connected) == 2, "agents need no controller"
+        machine.start_controller()
+        until(lambda: not harvest.status()["problem"], harvest.log, 130)
         harvest.await_running(2)
         assert harvest.pilots("RUNNING") == ids, "the same pilots as before, and no others"
 

@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.slurm.harvest import SITE, Harvest, until
 
 
@@ -82,3 +84,19 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_warning_signal_of_slurm_is_a_reclaim_too(harvest: Harvest) -> None:
+    """Slurm sends it up to a minute earlier than asked for. Without it a pilot leaves seconds before its end."""
+    harvest.settings["warning_s"] = 40.0
+    harvest.settings["bag"]["lengths_min"] = [3]
+    harvest.scheduler.width = 1
+    harvest.start()
+    harvest.await_running(1)
+    pilot = harvest.pilots("RUNNING")[0]
+    shown = harvest.machine.run("scontrol", "--oneliner", "show", "job", pilot).stdout
+    ends_s = int(next(word for word in shown.split() if word.startswith("EndTime=")).partition("=")[2])
+    until(lambda: pilot not in harvest.pilots("RUNNING"), harvest.log, 200)
+    assert time.time() < ends_s - 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,23 +50,27 @@ def temp() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(scope="module")
-def pilots(machine: SlurmMachine, fallow: LocalCluster, temp: Path) -> Iterator[Path]:
-    """`fallow pilots`; its log."""
-    settings = {
-        "site": "local",
+def settings(fallow: LocalCluster, temp: Path, site: str) -> dict[str, object]:
+    """Of pilots of a site."""
+    return {
+        "site": site,
         "scheduler": fallow.address,
         "token_file": str(fallow.home / "tokens" / "site"),
         "agent_token_file": str(fallow.home / "tokens" / "agent"),
-        "dir": str(fallow.home / "pilots"),
+        "dir": str(fallow.home / f"pilots-{site}"),
         "place": {"partition": "spare", "environment": {"OMP_NUM_THREADS": "1"}},
         "bag": {"lengths_min": [5, 20], "each": 3},
         "agent": {"cores": 1, "memory_bytes": 1_000_000_000, "address": "127.0.0.1", "temp_dir": str(temp)},
         "quick_s": 1.0,
         "quiet_s": 10.0,
     }
+
+
+@pytest.fixture(scope="module")
+def pilots(machine: SlurmMachine, fallow: LocalCluster, temp: Path) -> Iterator[Path]:
+    """`fallow pilots`; its log."""
     config, log = fallow.home / "pilots.yaml", fallow.home / "pilots.log"
-    config.write_text(yaml.safe_dump(settings))
+    config.write_text(yaml.safe_dump(settings(fallow, temp, "local")))
     command = [sys.executable, "-m", "agents", "pilots", "--slurm", "--config", str(config)]
     with log.open("ab") as output:
         process = subprocess.Popen(command, env={**os.environ, **machine.environment}, stdout=output, stderr=output)
@@ -73,7 +78,7 @@ def pilots(machine: SlurmMachine, fallow: LocalCluster, temp: Path) -> Iterator[
     process.terminate()
     assert process.wait(60) == 0
     print(log.read_text())
-    for one in sorted((fallow.home / "pilots" / "log").glob("*")):
+    for one in sorted((fallow.home / "pilots-local" / "log").glob("*")):
         print(one.read_text(errors="replace"))
 
 
@@ -120,3 +125,40 @@ def test_a_pilot_that_is_cancelled_outright_loses_no_step_either(
     assert after.rescales[-1].cause != "loss", "its workers were moved away, they did not die"
     client.cancel(job)
     until(lambda: not machine.jobs("--name=fallow-local"), pilots.read_text)
+
+
+def test_a_site_harvests_its_machine_by_itself(
+    machine: SlurmMachine, fallow: LocalCluster, temp: Path, tmp_path: Path
+) -> None:
+    """`fallow site --slurm FILE`: one command is the site and its pilots; both end with it."""
+    config, log = tmp_path / "pilots.yaml", tmp_path / "site.log"
+    own = settings(fallow, temp, "mini")
+    for shared in ("site", "scheduler", "token_file"):
+        del own[shared]
+    config.write_text(yaml.safe_dump(own))
+    folder = tempfile.mkdtemp(prefix="fwm")
+    command = [str(Path(sys.executable).with_name("fallow")), "site", "--slurm", str(config), "--name", "mini"]
+    link = ["--scheduler", fallow.address, "--token-file", str(fallow.home / "tokens" / "site"), "--dir", folder]
+    with log.open("ab") as output:
+        site = subprocess.Popen(
+            [*command, *link], env={**os.environ, **machine.environment}, stdout=output, stderr=output
+        )
+    try:
+        client = fallow.client
+        task = {"command": ["sh", "-c", "hostname"], "output": str(tmp_path / "out")}
+        job = client.submit({"kind": "task", "name": "on-mini", "width": {"min": 1, "max": 2}, "task": task}).job
+        ended = client.wait(job, timeout_s=120)
+        assert ended.succeeded, ended.message
+        assert {n.site for n in client.nodes() if n.device_seconds.useful > 0} >= {"mini"}
+        until(lambda: not machine.jobs("--name=fallow-mini"), log.read_text)
+        job = client.submit(train_spec(tmp_path / "model", steps=1_000_000, width=(1, 2))).job
+        until_job(client, job, lambda j: j.state == "running" and j.step > 0, 120)
+        site.terminate()
+        assert site.wait(60) == 0
+        until(lambda: not machine.jobs("--name=fallow-mini"), log.read_text)
+        client.cancel(job)
+    finally:
+        print(log.read_text(errors="replace"))
+        site.kill()
+        site.wait()
+        shutil.rmtree(folder, ignore_errors=True)

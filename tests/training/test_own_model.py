@@ -26,7 +26,7 @@ from runtime.training.grains import grain_count
 from runtime.training.session import Order, seed_all
 from runtime.training.text import share
 from tests.training.own_training import Net, Tokens, own_slots, own_spec, run_alone, run_alone_elsewhere
-from tests.training.test_elastic import Stage
+from tests.training.stage import Stage
 
 
 def plain_torch(steps: int) -> tuple[list[float], nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +34,28 @@ def test_a_job_reads_its_source_once(tmp_path: Path) -> None:
     source.write_text("shrunk", encoding="utf-8")
     again = load_corpus(str(source), 400, 16, tmp_path / "data")
     assert (first.key, list(first.tokens)) == (again.key, list(again.tokens))
+
+
+def test_tokens_that_shrank_are_made_again_from_their_source(tmp_path: Path) -> None:
+    source, told = tmp_path / "text.txt", []
+    source.write_text(CHINESE, encoding="utf-8")
+    corpus = load_corpus(str(source), 400, 16, tmp_path / "data", warn=told.append)
+    expected = list(corpus.tokens)
+    (made,) = (tmp_path / "data").glob("*.tokens")
+    os.truncate(made, 11)
+    assert list(corpus.tokens) == expected
+    os.truncate(made, 11)  # and for one that comes later
+    joined = load_corpus(str(source), 400, 16, tmp_path / "data", warn=told.append)
+    assert list(joined.tokens) == expected
+    assert len(told) == 2
+    assert f"{made}: shrank to 11 of {2 * len(expected)} bytes and was made again" in told[0]
+    os.truncate(made, 11)
+    source.write_text(CHINESE[1:], encoding="utf-8")
+    with pytest.raises(DataError, match=r"\.tokens: shrank to 11 of .*text\.txt has changed since: put back either"):
+        joined.read(0, len(joined))
+    source.unlink()
+    with pytest.raises(DataError, match=r"\.tokens: shrank .*cannot be made again: .*text\.txt: cannot be read"):
+        joined.read(0, len(joined))
 
 
 def test_bad_bytes_are_named_with_file_and_offset(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from runtime.moe.model import MoeModel, initial_experts, initialise_dense
 from runtime.training.decisions import all_items
 from runtime.training.generation import form
 from runtime.training.group import Group, PeerLost, open_store
+from runtime.training.shares import WINDOW
 from runtime.training.snapshots import Snapshots
 from runtime.training.state import TrainState
 from runtime.training.text import Batches, load_corpus
@@ -37,11 +38,13 @@ def connect(
     return Group.connect(at, name, rank, size, "127.0.0.1", torch.device("cpu"), lambda: over, called_off)
 
 
-def run_width(spec: JobSpec, folder: Path, shares: list[int]) -> tuple[list[list[Outcome]], list[TrainState]]:
+def run_width(
+    spec: JobSpec, folder: Path, shares: list[int], speeds: dict[str, float] | None = None
+) -> tuple[list[list[Outcome]], list[TrainState]]:
     """Every worker's outcomes and last state, at width `len(shares)`."""
     part, workers = spec.train, [f"w{i}" for i in range(len(shares))]
     corpus = load_corpus(part.data, part.model.vocab_size, part.sequence_length, folder)
-    generation = form(1, slots(spec, workers, shares))
+    generation = form(1, slots(spec, workers, shares), speeds)
     store = open_store("127.0.0.1")
 
     def work(rank: int) -> tuple[list[Outcome], TrainState]:
@@ -91,6 +94,21 @@ def test_steps_are_the_same_at_any_width(
     assert sorted(key for state in states for key in state.experts) == list(
         all_items(spec.train.model.expert_layers, 4)
     )
+
+
+def test_shares_that_follow_speed_change_nothing(tmp_path: Path) -> None:
+    spec = tiny_spec(steps=WINDOW + 4, global_batch=24)
+    losses, alone = run_undisturbed(spec, tmp_path)
+    # w1 is thought to be slow, and is found not to be
+    outcomes, states = run_width(spec, tmp_path, [1, 2], {"w1": 0.05})
+    assert [o.loss for o in outcomes[0]] == losses
+    grains = [o.grains for o in outcomes[0]]
+    assert grains == [o.grains for o in outcomes[1]]
+    assert grains[0] == (23, 1)
+    assert grains[-1][1] > 1
+    assert [o.step for o in outcomes[0] if o.speeds is not None] == [WINDOW - 1]
+    for state in states:
+        assert torch.equal(state.dense.flat.buffer, alone.dense.flat.buffer)
 
 
 def test_parts_of_a_batch_and_evaluations_are_the_same_at_any_width(tmp_path: Path) -> None:
