@@ -20,7 +20,7 @@ from torch import Tensor
 from protocol.models import ModelConfig
 from runtime.moe import names
 from runtime.moe.experts import ExpertId, ExpertWeights, LocalExperts
-from runtime.moe.families import FAMILIES
+from runtime.moe.export import config_json
 from runtime.moe.headers import INDEX
 from runtime.moe.layout import ConfigJson, DamagedCheckpoint
 from runtime.moe.model import MoeModel
@@ -97,31 +97,6 @@ def write_folder(folder: Path, model: MoeModel, experts: LocalExperts, tokenizer
     write_shard(folder, 0, 2, dense_tensors(model))
     write_shard(folder, 1, 2, expert_tensors(model.config, experts.experts))
     finish_folder(folder, model.config, tokenizer_json)
-
-
-def config_json(config: ModelConfig) -> dict[str, Any]:
-    """config.json: the names that Hugging Face code reads, and all of ours under `fallow`."""
-    family = FAMILIES[names.kind(config)]
-    return {
-        "architectures": [family.architecture],
-        "model_type": family.kind,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.expert_size,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.key_value_heads,
-        "head_dim": config.attention_head_size,
-        "num_local_experts": config.experts,
-        "num_experts_per_tok": config.experts_per_token,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rotary_base,
-        "partial_rotary_factor": config.rotary_fraction,
-        "hidden_act": "silu",
-        "tie_word_embeddings": config.tie_embeddings,
-        "torch_dtype": "float32",
-        "fallow": config.model_dump(),
-    }
 
 
 def _ends(source: Path) -> dict[str, Any]:

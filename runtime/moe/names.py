@@ -1,7 +1,7 @@
 """Tensor names of the Hugging Face folders that Fallow writes, and how their tensors differ from ours.
 
-Mixtral's, for models that have nothing which Mixtral has not, so that `transformers` can load them; else ours, which
-are Yuan 2.0's, but that its query and key projections are interleaved.
+They are those of the family that the model is written as (`runtime.moe.export`), so that `transformers` can load it;
+Yuan 2.0's query and key projections are interleaved.
 """
 
 from __future__ import annotations
@@ -13,24 +13,8 @@ from torch import Tensor
 
 from protocol.models import ModelConfig
 from runtime.moe.experts import ExpertId, ExpertWeights
-
-_SIZES = {"vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_size", "experts", "experts_per_token"}
-_SIZES |= {"expert_size", "rotary_base", "norm_eps", "tie_embeddings", "dense_size"}
-_MIXTRAL = ((".mlp.gate.", ".block_sparse_moe.gate."),)
-
-
-def is_mixtral(config: ModelConfig) -> bool:
-    """Whether the folder is written in Mixtral's layout."""
-    plain = ModelConfig(router="top_k", localised_filtering=False, rotary_fraction=1.0)
-    choices = set(ModelConfig.model_fields) - _SIZES
-    return all(getattr(config, name) == getattr(plain, name) for name in choices)
-
-
-def kind(config: ModelConfig) -> str:
-    """The family (`runtime.moe.families`) that the folder is written as."""
-    if is_mixtral(config):
-        return "mixtral"
-    return "yuan" if config.localised_filtering and config.router == "attention" else "fallow"
+from runtime.moe.export import family_for
+from runtime.moe.layout import Piece
 
 
 def interleaves_queries(config: ModelConfig) -> bool:
@@ -40,26 +24,25 @@ def interleaves_queries(config: ModelConfig) -> bool:
 
 def dense_name(config: ModelConfig, name: str) -> str:
     """The checkpoint's name of one of our dense parameters."""
-    if is_mixtral(config):
-        for ours, theirs in _MIXTRAL:
-            name = name.replace(ours, theirs)
-    return name
+    return family_for(config).theirs(name)
 
 
 def expert_names(config: ModelConfig, key: ExpertId) -> list[str]:
     """The checkpoint's names of an expert's tensors."""
-    layer, expert = key[0] + config.dense_layers, key[1]
-    if is_mixtral(config):
-        return [f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{w}.weight" for w in ("w1", "w3", "w2")]
-    return [f"model.layers.{layer}.mlp.experts.{expert}.{w}.weight" for w in ("w1", "w2")]
+    return [piece.name for piece in _pieces(config, key)]
 
 
 def split_expert(config: ModelConfig, weights: ExpertWeights) -> list[Tensor]:
     """An expert's tensors in the order of `expert_names`."""
-    if is_mixtral(config):
+    if len(_pieces(config, (0, 0))) == 3:
         gate_FD, value_FD = weights.w1.chunk(2)
         return [gate_FD, value_FD, weights.w2]
     return list(weights)
+
+
+def _pieces(config: ModelConfig, key: ExpertId) -> list[Piece]:
+    pieces: list[Piece] = family_for(config).experts[0].pieces(config, key[0] + config.dense_layers, key[1])
+    return pieces
 
 
 def interleave(config: ModelConfig, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.site.controller import Actors, Assignment, LeaseKey, Reports, WorkerSlot
+from runtime.training import switches
 from runtime.training.checkpoints import root_of
 from runtime.training.decisions import Decision, Go, View, Wait, all_items, decide, leftover
 from runtime.training.flight import Flight, Landing
@@ -23,16 +24,6 @@ from runtime.training.link import Link
 from runtime.training.progress import Progress
 from runtime.training.pulse import Event
 from runtime.training.shares import Speeds
-from runtime.training.switches import (
-    CheckpointsUnreachable,
-    call_off,
-    find_origin,
-    graceful_switch,
-    recovery_switch,
-    resend,
-    send,
-    told_of_both_copies,
-)
 
 TICK_S = 0.25
 STUCK_S = 30.0
@@ -61,6 +52,7 @@ class TrainController:
         self._broken_since_s: float | None = None
         self._progress = Progress(job, reports, folder)
         self._hangs, self._speeds = HangWatch(), Speeds()
+        self._output = ""  # the finished model
         self._unreachable = ""  # what was said of the place of the checkpoints
         self._ended = False
 
@@ -175,9 +167,16 @@ class TrainController:
             case "failed":
                 await self._end("failed", event["message"])
             case "finished":
-                await self._end("done", "", event["output"])
+                link.phase, self._output = "finished", event["output"]
+                await self._end_if_finished()
         if self._flight is not None:
             self._flight.hear(worker, event)
+
+    async def _end_if_finished(self) -> None:
+        """Once the first in rank says so, who has told of all steps before; or anyone, if that one is lost."""
+        first = self._generation.workers[0] if self._generation else ""
+        if self._view().phase(first) in ("finished", "lost"):
+            await self._end("done", "", self._output)
 
     def _take_speeds(self, speeds: dict[str, float]) -> None:
         before = self._speeds.stragglers
@@ -216,8 +215,10 @@ class TrainController:
             self._flight.hear(worker, {"kind": "lost"})
         self._reports.worker(self._job, link.slot, "lost", reason)
         if self._generation is not None and worker in self._generation.workers:
-            await call_off(self._generation.number, self._generation.workers, self._links)
+            await switches.call_off(self._generation.number, self._generation.workers, self._links)
         await link.dismiss()  # if it only seems dead, it must not come back
+        if any(other.phase == "finished" for other in self._links.values()):
+            await self._end_if_finished()
 
     async def _lose_hung(self) -> None:
         """Only of a generation that trains: a first step loads code, and a worker that joins may be alone in it."""
@@ -267,7 +268,7 @@ class TrainController:
         try:
             switch = await (self._graceful(go, generation) if go.is_graceful else self._recovery(go, generation))
             self._unreachable = ""
-        except CheckpointsUnreachable as error:
+        except switches.CheckpointsUnreachable as error:
             if str(error) != self._unreachable:  # it is tried again at every tick
                 self._unreachable = str(error)
                 self._reports.log(self._job, "", [self._unreachable])
@@ -276,24 +277,24 @@ class TrainController:
             log.info("job %s: switch %d not begun: %s", self._job, number, error)
             return
         self._flight = Flight(switch)
-        await send(switch, self._links)
+        await switches.send(switch, self._links)
 
     async def _graceful(self, go: Go, generation: Generation) -> Switch:
         assert self._generation is not None
-        return await graceful_switch(go, generation, self._generation, self._links, self._cause_of(go))
+        return await switches.graceful_switch(go, generation, self._generation, self._links, self._cause_of(go))
 
     async def _recovery(self, go: Go, generation: Generation) -> Switch:
         view = self._view()
-        origin = await find_origin(self._links, view.experts, self._checkpoints)
+        origin = await switches.find_origin(self._links, view.experts, self._checkpoints)
         if origin.problems:
             self._reports.log(self._job, "", list(origin.problems))
         is_loss = self._generation is not None and any(view.phase(w) == "lost" for w in self._generation.workers)
         step = origin.source.step
         if is_loss and not origin.holders:
             lost = [w for w in view.generation.workers if view.phase(w) == "lost"] if view.generation else []
-            self._reports.log(self._job, "", [told_of_both_copies(lost, origin.source)])
+            self._reports.log(self._job, "", [switches.told_of_both_copies(lost, origin.source)])
         cause = "loss" if is_loss or self._progress.is_beyond(step) else self._target_cause()
-        switch = await recovery_switch(go, generation, origin, self._links, cause)
+        switch = await switches.recovery_switch(go, generation, origin, self._links, cause)
         self._progress.back_to(step, cause)
         return switch
 
@@ -315,7 +316,7 @@ class TrainController:
 
     async def _follow_flight(self, flight: Flight) -> bool:
         if not flight.is_sent:
-            return await resend(flight, self._links)
+            return await switches.resend(flight, self._links)
         if flight.is_complete:
             self._flight, self._generation = None, flight.switch.generation
             self._landing = flight.landing().after(self._landing)
@@ -325,7 +326,7 @@ class TrainController:
             return False
         if not flight.is_cancelled:
             flight.is_cancelled = True
-            await call_off(flight.switch.number, flight.switch.participants, self._links)
+            await switches.call_off(flight.switch.number, flight.switch.participants, self._links)
         busy = [w for w in flight.switch.participants if self._view().phase(w) == "training"]
         if busy and not flight.is_overdue:
             return False
