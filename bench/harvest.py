@@ -9,9 +9,12 @@ Each replay that is done is told on standard error.
    against BFTrainer's optimum at whichever T_fwd = 60, 300, 600, 1800 s proves best on that trace afterwards.
 2. The same at the costs that Fallow's own runtime shows (`--rescale-up-s`, `--rescale-down-s`, `--warmup-s`). The
    defaults are those of FACTS for a regrouping without a restart: 0.3 s up, 1 s down, 3 s for a new process.
-3. What notice before a reclaim is worth: the same with 0 to 120 s of grace.
+3. What notice before a reclaim is worth: without any, each loss costs a job `--kill-s` (detection and recovery, as
+   `bench.rescale` measures them) and the work since its last snapshot; with notice `--notice-s` and no work. Notice
+   that is part of the time lent costs that time, for jobs leave when they hear it; on top of it, it costs none.
 4. A served model with every expert twice on 16 nodes of Summit: how often every expert is live, and what has to be
-   moved for that, against the same planner with the ages, cohorts and ends of all leases hidden from it.
+   moved for that, against the same planner with the ages, cohorts and ends of all leases hidden from it. On the days
+   on which placement was developed, and on others.
 5. Jobs that come without any word on how they scale, on Summit, against the same with their true curves.
 """
 
@@ -48,7 +51,11 @@ from scheduler.simulation.traces import Trace, read_trace
 DAY_S = 86_400.0
 PARALLEL = 10
 HORIZONS_S = (60.0, 300.0, 600.0, 1800.0)
-GRACES_S = (0.0, 10.0, 30.0, 60.0, 120.0)
+GRACES_S = (0.0, 5.0, 15.0, 30.0, 60.0, 120.0)
+PARTS = ("published", "runtime", "grace", "served", "unknown")
+"""What can be measured, in the order of the list above."""
+LOST_S = (0.0, 2.5, 5.0, 30.0)
+"""Work that a kill without notice undoes: on average half of what is done between two snapshots."""
 SERVED_NODES = 16
 SERVED = MixJob(
     "served",
@@ -95,6 +102,8 @@ SLICES = (
     Slice("KTH", "KTH-SP2-1996-2.swf.gz", 20, 48, 27),
     Slice("Theta", "ALCF-Theta-2022.swf.gz", 20, 34, 23),
 )
+UNSEEN = Slice("Summit, other days", SUMMIT, 4, 6)
+"""Days on which the placement of served models was not developed."""
 QUICK = (Slice("Summit", SUMMIT, 1, 1.03), Slice("Prometheus", PROMETHEUS, 0, 0.1))
 MIXES = {"ShuffleNet": "jobs_hps_shufflenet.json.gz", "ImageNet": "jobs_imagenet_imgps.json.gz"}
 
@@ -211,9 +220,10 @@ class Desk:
 
 
 Ask = Callable[[Run], Future[float]]
+Rows = Callable[[], list[Row]]
 
 
-def published_costs(slices: Iterable[Slice], horizons_s: Sequence[float], ask: Ask) -> Callable[[], list[Row]]:
+def published_costs(slices: Iterable[Slice], horizons_s: Sequence[float], ask: Ask) -> Rows:
     """Rows of 1."""
     cases = [(s.name, mix) for s in slices for mix in MIXES]
     ours = {case: ask(Run(*case)) for case in cases}
@@ -234,7 +244,7 @@ def published_costs(slices: Iterable[Slice], horizons_s: Sequence[float], ask: A
     return rows
 
 
-def unknown_curves(slices: Iterable[Slice], ask: Ask) -> Callable[[], list[Row]]:
+def unknown_curves(slices: Iterable[Slice], ask: Ask) -> Rows:
     """Rows of 5."""
     cases = [(s.name, mix) for s in slices if s.name == "Summit" for mix in MIXES]
     asked = [(case, ask(Run(*case, curves_known=False)), ask(Run(*case))) for case in cases]
@@ -253,7 +263,7 @@ def unknown_curves(slices: Iterable[Slice], ask: Ask) -> Callable[[], list[Row]]
     ]
 
 
-def runtime_costs(slices: Iterable[Slice], physics: Physics, ask: Ask) -> Callable[[], list[Row]]:
+def runtime_costs(slices: Iterable[Slice], physics: Physics, ask: Ask) -> Rows:
     """Rows of 2."""
     goals = {"Summit": 0.99, "Prometheus": 0.985}
     asked = [(s.name, mix, ask(Run(s.name, mix, physics=physics))) for s in slices if s.name in goals for mix in MIXES]
@@ -264,35 +274,45 @@ def runtime_costs(slices: Iterable[Slice], physics: Physics, ask: Ask) -> Callab
     ]
 
 
-def grace(slices: Iterable[Slice], physics: Physics, graces_s: Sequence[float], ask: Ask) -> Callable[[], list[Row]]:
-    """Rows of 3: the peer is no notice at all."""
+def grace(slices: Iterable[Slice], known: Physics, struck: Physics, graces_s: Sequence[float], ask: Ask) -> Rows:
+    """Rows of 3: `known` holds with notice, `struck` without; the peer is notice that costs no lent time."""
     names = [s.name for s in slices if s.name in ("Summit", "Prometheus")]
-    asked = {(n, g): ask(Run(n, "ShuffleNet", physics=physics, grace_s=g)) for n in names for g in graces_s}
-    return lambda: [
-        row(
-            f"harvest, {name}, ShuffleNet, {grace_s:g} s of grace",
-            "of bound",
-            asked[name, grace_s].result(),
-            "no notice",
-            asked[name, 0.0].result(),
-        )
-        for name in names
-        for grace_s in graces_s
-    ]
-
-
-def serving(pool: ProcessPoolExecutor) -> Callable[[], list[Row]]:
-    """Rows of 4."""
-    ours, blind = pool.submit(served, "Summit", True), pool.submit(served, "Summit", False)
+    mix = "ShuffleNet"
+    noticed = {(n, g): ask(Run(n, mix, physics=known, grace_s=g)) for n in names for g in graces_s}
+    hits = {lost_s: replace(struck, down_s=(struck.down_s or 0.0) + lost_s) for lost_s in LOST_S}
+    killed = {(n, lost_s): ask(Run(n, mix, physics=hits[lost_s])) for n in names for lost_s in LOST_S}
+    peer = "notice on top of the time lent"
 
     def rows() -> list[Row]:
-        (live, moved), (blind_live, blind_moved) = ours.result(), blind.result()
-        peer = "the same, lifetimes unknown"
-        share = f"every expert live while {SERVED_NODES} nodes are idle, Summit, two copies"
-        return [
-            row(share, "of the time", live, peer, blind_live, at_least=0.999),
-            row("experts and weights moved", "GB/h", moved / 1e9, peer, blind_moved / 1e9, at_most=0.5, of="ratio"),
-        ]
+        made = []
+        for name in names:
+            best = noticed[name, 0.0].result()
+            for lost_s in LOST_S:
+                what = f"harvest, {name}, {mix}, no notice, {lost_s:g} s of work lost by each kill"
+                made.append(row(what, "of bound", killed[name, lost_s].result(), peer, best))
+            for grace_s in graces_s:
+                what = f"harvest, {name}, {mix}, {grace_s:g} s of notice out of the time lent"
+                made.append(row(what, "of bound", noticed[name, grace_s].result(), peer, best))
+        return made
+
+    return rows
+
+
+def serving(slices: Iterable[Slice], pool: ProcessPoolExecutor) -> Rows:
+    """Rows of 4."""
+    names = [s.name for s in slices if s.name.startswith("Summit")]
+    asked = [(name, pool.submit(served, name, True), pool.submit(served, name, False)) for name in names]
+
+    def rows() -> list[Row]:
+        made = []
+        for name, ours, blind in asked:
+            (live, moved), (blind_live, blind_moved) = ours.result(), blind.result()
+            peer = "the same, lifetimes unknown"
+            share = f"every expert live while {SERVED_NODES} nodes are idle, {name}, two copies"
+            bytes_moved = f"experts and weights moved, {name}"
+            made.append(row(share, "of the time", live, peer, blind_live, at_least=0.999))
+            made.append(row(bytes_moved, "GB/h", moved / 1e9, peer, blind_moved / 1e9, at_most=0.5, of="ratio"))
+        return made
 
     return rows
 
@@ -301,21 +321,25 @@ def main() -> None:
     """Replay everything, print the table, write the JSON."""
     options = _options()
     slices = [s.shortened(options.whole, options.days) for s in (QUICK if options.quick else SLICES)]
-    _traces.update({s.name: s.read(options.data) for s in slices})
+    serving_slices = [*slices, *([] if options.quick else [UNSEEN.shortened(options.whole, options.days)])]
+    _traces.update({s.name: s.read(options.data) for s in serving_slices})
     _mixes.update({name: read_job_mix(options.data / "jobs" / file)[0] for name, file in MIXES.items()})
     physics = Physics(options.rescale_up_s, options.rescale_down_s, options.warmup_s)
     horizons_s = (300.0,) if options.quick else HORIZONS_S
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
         ask = Desk(pool).ask
-        parts = [
-            published_costs(slices, horizons_s, ask),
-            runtime_costs(slices, physics, ask),
-            grace(slices, physics, (0.0, 30.0) if options.quick else GRACES_S, ask),
-            unknown_curves(slices, ask),
-            serving(pool),
-        ]
-        publish("harvest", [made for part in parts for made in part()], options.json)
+        known, struck = replace(physics, down_s=options.notice_s), replace(physics, down_s=options.kill_s)
+        graces_s = (0.0, 30.0) if options.quick else GRACES_S
+        parts: dict[str, Callable[[], Rows]] = {
+            "published": lambda: published_costs(slices, horizons_s, ask),
+            "runtime": lambda: runtime_costs(slices, physics, ask),
+            "grace": lambda: grace(slices, known, struck, graces_s, ask),
+            "unknown": lambda: unknown_curves(slices, ask),
+            "served": lambda: serving(serving_slices, pool),
+        }
+        asked = [part() for name, part in parts.items() if name in options.only]
+        publish("harvest", [made for rows in asked for made in rows()], options.json)
 
 
 def _options() -> argparse.Namespace:
@@ -325,9 +349,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--whole", action="store_true", help="all days of every trace: ninety minutes of one core")
     parser.add_argument("--days", type=float, default=float("inf"), help="at most so many days of each trace")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="replays at a time")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of it")
     parser.add_argument("--rescale-up-s", type=float, default=0.3, help="the runtime's stall on growth")
     parser.add_argument("--rescale-down-s", type=float, default=1.0, help="the runtime's stall on a loss")
     parser.add_argument("--warmup-s", type=float, default=3.0, help="the runtime's warm-up of a new node")
+    parser.add_argument("--kill-s", type=float, default=0.39, help="the runtime's stall when a node is killed")
+    parser.add_argument("--notice-s", type=float, default=0.24, help="the runtime's stall when a node leaves on notice")
     options = parser.parse_args()
     if not (options.data / "traces").is_dir():
         parser.error(f"--data {options.data}: there is no folder traces/ in it")

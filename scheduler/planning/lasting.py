@@ -24,9 +24,14 @@ class Lasting:
 
     def chance(self, lease: Lease, for_s: float) -> float:
         """Chance that the lease is still there in `for_s`; less if it is known to end before."""
-        hazard, factors = self._sites.get(lease.site, self._unknown)
-        age_s = max(0.0, self._now_s - lease.started_s)
+        _, factors = self._sites.get(lease.site, self._unknown)
         factor = factor_of(lease, factors, for_s) * self._of_hours_at(lease.site, factors, for_s)
+        return self.chance_by_age(lease, for_s, factor)
+
+    def chance_by_age(self, lease: Lease, for_s: float, factor: float = 1.0) -> float:
+        """The same with one factor for all: nodes that became idle together are alike."""
+        hazard, _ = self._sites.get(lease.site, self._unknown)
+        age_s = max(0.0, self._now_s - lease.started_s)
         stays = math.exp(factor * (hazard.until(age_s) - hazard.until(age_s + for_s)))
         if lease.expected_end_s is None:
             return stays

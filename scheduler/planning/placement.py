@@ -65,11 +65,9 @@ def choose_leavers(role: Role, count: int, slots: Sequence[WorkerSlot], ground: 
 
 def _frailty(role: Role, slot: WorkerSlot, ground: Ground) -> tuple[float, list[int]]:
     """Sorts the least likely to last first, then the youngest."""
-    return ground.lasting.chance(ground.leases[slot.lease], _for_s(role)), [-ord(letter) for letter in slot.worker]
-
-
-def _for_s(role: Role) -> float:
-    return SERVING_FOR_S if role in APART else TRAINING_FOR_S
+    lease, lasting = ground.leases[slot.lease], ground.lasting
+    chance = lasting.chance(lease, SERVING_FOR_S) if role in APART else lasting.chance_by_age(lease, TRAINING_FOR_S)
+    return chance, [-ord(letter) for letter in slot.worker]
 
 
 def _apart(

@@ -168,11 +168,11 @@ class _Together:
         return [spot for _, spot in by_place[first : first + self.sizes[lease]] if spot.lease.key == lease]
 
     def _entry(self, spot: Spot) -> tuple[float, int, Place, Spot]:
-        chance = self._lasting.chance(spot.lease, TRAINING_FOR_S)
+        chance = self._lasting.chance_by_age(spot.lease, TRAINING_FOR_S)  # a cohort's neighbours stay side by side
         return -chance, -self.sizes[spot.lease.key], place_of(spot), spot
 
     def _rank(self, name: str, cohort: _Cohort) -> _Rank:
-        return -self._lasting.chance(cohort.by_place[0][1].lease, TRAINING_FOR_S), -len(cohort.by_place), name
+        return -self._lasting.chance_by_age(cohort.by_place[0][1].lease, TRAINING_FOR_S), -len(cohort.by_place), name
 
 
 def _place(entry: tuple[Place, Spot]) -> Place:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
@@ -106,9 +107,13 @@ class _Group:
 
 
 class Surroundings:
-    """One site's. Invariant: what is seen and expected of a group is never negative."""
+    """One site's. Invariant: what is seen and expected of a group is never negative.
 
-    def __init__(self) -> None:
+    `fixed`: beliefs that are not to be learned, for comparison.
+    """
+
+    def __init__(self, fixed: Mapping[str, float] = MappingProxyType({})) -> None:
+        self._fixed = fixed
         self._groups: dict[str, dict[str, _Group]] = {feature: {} for feature in HALF_LIVES_S}
         self._judge = Judge()
         self._looked_s = float("-inf")
@@ -138,7 +143,7 @@ class Surroundings:
 
     def beliefs(self) -> Mapping[str, float]:
         """How many expected ends the belief in no effect weighs, by feature; infinity: it has none."""
-        return {feature: self._judge.belief(row) for row, feature in enumerate(self._groups)}
+        return {of: self._fixed.get(of, self._judge.belief(row)) for row, of in enumerate(self._groups)}
 
     def _expected(self, lease: Lease, until_s: float, hazard: Hazard) -> float:
         """Ends of the lease by its age alone, since the last look."""

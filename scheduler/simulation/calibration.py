@@ -39,9 +39,11 @@ def calibrate(trace: Trace, horizons_s: Sequence[float] = HORIZONS_S, every_s: f
     ]
 
 
-def foretell(trace: Trace, horizons_s: Sequence[float], every_s: float) -> Iterator[Foretold]:
-    """Ask about every idle node every so often, of a forecast that learns as a running scheduler does."""
-    past, live = SitePast(), dict[LeaseKey, Lease]()
+def foretell(
+    trace: Trace, horizons_s: Sequence[float], every_s: float, past: SitePast | None = None
+) -> Iterator[Foretold]:
+    """Ask about every idle node every so often, of a forecast (`past`) that learns as a running scheduler does."""
+    past, live = past or SitePast(), dict[LeaseKey, Lease]()
     news = list(_news(trace.intervals))
     ends_s = {lease.key: at_s for at_s, has_ended, lease in news if has_ended}
     next_s, start_s = 0, trace.intervals[0].start_s
