@@ -175,6 +175,7 @@ def test_a_shard_stands_in_for_a_killed_engine_until_the_next_one(world: World) 
     world.served.wait(lambda: world.served.call("job-1-gateway", "status")["understudies"], "an understudy")
     victim = world.worker("engine")
     assert world.stream(lambda: world.served.kill(victim.worker)) == world.reference
+    assert world.stream() == world.reference  # where the first was computed before it was read, this one was not
     shards = [worker.worker for worker in world.workers if worker.role == "shard"]
     assert sum(world.served.call(shard, "status")["tokens"] for shard in shards) > 0
     world.served.wait(lambda: victim.worker in world.served.reports.workers("lost"), "the loss reported")
