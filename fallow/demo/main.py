@@ -82,7 +82,6 @@ def _measured(
         loss_first=trained.loss_first,
         snapshot_every=trained.spec.train.snapshot_every,
         hand_backs=(trained.hand_back, served.hand_back),
-        warm_ups=trained.warm_ups,
         resubmit_existed=trained.resubmit_existed,
         undisturbed=served.undisturbed,
         disturbed=served.disturbed,

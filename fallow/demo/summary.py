@@ -30,15 +30,6 @@ class HandBack:
 
 
 @dataclass(frozen=True, slots=True)
-class WarmUp:
-    """How a node that joined the running job came to its first step, from when its lease was opened."""
-
-    node: str
-    seconds: float
-    parts: str  # the worker's own share of it, part by part
-
-
-@dataclass(frozen=True, slots=True)
 class Measured:
     """Everything that the demo saw."""
 
@@ -47,7 +38,6 @@ class Measured:
     loss_first: float
     snapshot_every: int
     hand_backs: tuple[HandBack, ...]
-    warm_ups: tuple[WarmUp, ...]
     resubmit_existed: bool
     undisturbed: Completion
     disturbed: Completion
@@ -177,7 +167,6 @@ def as_json(m: Measured, broken: Iterable[Check]) -> dict[str, Any]:
             "steps_lost_graceful": steps_lost_graceful(m.train),
             "steps_lost_abrupt": steps_lost_abrupt(m.train),
         },
-        "warm_ups": [{"node": w.node, "s": round(w.seconds, 2), "parts": w.parts} for w in m.warm_ups],
         "reclaims": [{"node": h.node, "grace_s": h.grace_s, "free_s": round(h.free_s, 3)} for h in m.hand_backs],
         "serve": {
             "tokens": m.disturbed.tokens,

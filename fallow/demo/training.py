@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fallow.demo.narrator import Narrator
 from fallow.demo.owner import take_back
-from fallow.demo.summary import HandBack, WarmUp
+from fallow.demo.summary import HandBack
 from fallow.errors import FallowError, UsageError
 from fallow.local_cluster import LocalCluster
 from fallow.results import Job, JobEvent
@@ -31,7 +31,6 @@ class Trained:
     spec: JobSpec
     loss_first: float
     hand_back: HandBack
-    warm_ups: tuple[WarmUp, ...]
     resubmit_existed: bool
 
 
@@ -66,17 +65,17 @@ def train(cluster: LocalCluster, spec: JobSpec, narrator: Narrator) -> Trained:
     loss_first = run.last.loss
     run.until("full width", lambda j: _runs_at(j, spec.max_width))
     narrator.step(3, "Take nodes away while it trains")
-    hand_back, lent_again = _graceful(run, spec, cluster.nodes[1])
-    back = _abrupt(run, spec, cluster.nodes[2])
+    hand_back = _graceful(run, spec, cluster.nodes[1])
+    _abrupt(run, spec, cluster.nodes[2])
     narrator.step(4, "Finish training and write the model")
     ended = run.to_the_end()
     if not ended.succeeded:
         raise FallowError(f"The train job {ended.state}: {ended.message}", f"Read {cluster.home / 'logs'}.")
     narrator.say(f"done: loss {loss_first:.3f} to {ended.loss:.3f} in {ended.step} steps; model in {ended.output}")
-    return Trained(ended, spec, loss_first, hand_back, (lent_again, back), again.existed and again.job == job)
+    return Trained(ended, spec, loss_first, hand_back, again.existed and again.job == job)
 
 
-def _graceful(run: _Run, spec: JobSpec, node: str) -> tuple[HandBack, WarmUp]:
+def _graceful(run: _Run, spec: JobSpec, node: str) -> HandBack:
     run.calm()
     run.narrator.say(f"the owner of {node} wants it back in {GRACE_S:g} s")
     hand_back = take_back(run.cluster, node, GRACE_S)
@@ -86,10 +85,11 @@ def _graceful(run: _Run, spec: JobSpec, node: str) -> tuple[HandBack, WarmUp]:
     run.cluster.lend(node)
     run.narrator.say(f"{node} is lent again")
     run.until("growing back", lambda j: _runs_at(j, spec.max_width))
-    return hand_back, run.warm_up(node)
+    run.say_warm_up(node)
+    return hand_back
 
 
-def _abrupt(run: _Run, spec: JobSpec, node: str) -> WarmUp:
+def _abrupt(run: _Run, spec: JobSpec, node: str) -> None:
     run.calm()
     assert spec.train is not None
     every = spec.train.snapshot_every
@@ -103,7 +103,7 @@ def _abrupt(run: _Run, spec: JobSpec, node: str) -> WarmUp:
     run.cluster.start_agent(node)
     run.narrator.say(f"{node} is back")
     run.until("growing back", lambda j: _runs_at(j, spec.max_width))
-    return run.warm_up(node)
+    run.say_warm_up(node)
 
 
 def _goes_on(job: Job) -> bool:
@@ -158,16 +158,15 @@ class _Run:
         goal = self.last.step + _STEPS_BETWEEN
         self.until("more steps", lambda j: j.step >= goal)
 
-    def warm_up(self, node: str) -> WarmUp:
-        """Of the worker that came to this node last."""
+    def say_warm_up(self, node: str) -> None:
+        """How long the node's newest worker took from the opening of the lease to its first step, part by part."""
         lease = next(n for n in self.cluster.client.nodes() if n.id == node)
         came = [e for e in self.cluster.client.why(self._job).events if _came_to(e, node, lease.epoch)]
-        if not came or lease.lease_started_s is None:
-            raise FallowError(f"No event says when {node} took its first step.", f"Read {self.cluster.home / 'logs'}.")
-        seconds = came[-1].at_s - lease.lease_started_s
-        parts = came[-1].message.rpartition("was opened: ")[2]
-        self.narrator.say(f"{node} trained {seconds:.2f} s after it was lent: {parts}")
-        return WarmUp(node, seconds, parts)
+        if came and lease.lease_started_s is not None:
+            parts = came[-1].message.rpartition("was opened: ")[2]
+            self.narrator.say(
+                f"{node} trained {came[-1].at_s - lease.lease_started_s:.2f} s after it was lent: {parts}"
+            )
 
 
 def _came_to(event: JobEvent, node: str, epoch: int | None) -> bool:

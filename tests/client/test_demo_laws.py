@@ -10,7 +10,7 @@ import pytest
 
 from fallow import wire
 from fallow.demo.completion import Completion
-from fallow.demo.summary import HandBack, Measured, WarmUp, as_json, checks
+from fallow.demo.summary import HandBack, Measured, as_json, checks
 from fallow.demo.witness import booked_twice, gangs_broken
 from fallow.results import DeviceSeconds, Rescale, Usage, UsageRow, Worker
 from tests.client.fake_scheduler import job
@@ -37,7 +37,6 @@ def good() -> Measured:
         loss_first=7.0,
         snapshot_every=8,
         hand_backs=(HandBack("node-2", 2, 10.0, 1.2, 1.5, 0),),
-        warm_ups=(WarmUp("node-2", 2.514, "process 0.50 s, imports 0.01 s"),),
         resubmit_existed=True,
         undisturbed=TEXT,
         disturbed=TEXT,
@@ -55,7 +54,7 @@ def broken_laws(measured: Measured) -> set[int]:
 def test_a_good_run_breaks_no_law_and_has_exactly_the_keys_asked_for(good: Measured) -> None:
     assert broken_laws(good) == set()
     summary = as_json(good, [])
-    assert set(summary) == {"train", "warm_ups", "reclaims", "serve", "device_seconds", "agent", "laws_broken"}
+    assert set(summary) == {"train", "reclaims", "serve", "device_seconds", "agent", "laws_broken"}
     assert set(summary["train"]) == {
         "steps",
         "loss_first",
@@ -66,7 +65,6 @@ def test_a_good_run_breaks_no_law_and_has_exactly_the_keys_asked_for(good: Measu
     }
     assert (summary["train"]["steps_lost_graceful"], summary["train"]["steps_lost_abrupt"]) == (0, 5)
     assert set(summary["serve"]) == {"tokens", "tokens_lost", "texts_equal", "longest_stall_s"}
-    assert summary["warm_ups"] == [{"node": "node-2", "s": 2.51, "parts": "process 0.50 s, imports 0.01 s"}]
     assert summary["laws_broken"] == []
 
 
