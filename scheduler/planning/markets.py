@@ -55,9 +55,10 @@ class Prices:
 
 
 def prices_of(candidates: Sequence[Candidate], capacities: Mapping[Key, int]) -> Prices:
-    """The prices of the pools in `capacities`, which are all that the candidates could be in. All may stop."""
+    """The prices of the pools that any candidate could be in, all of which `capacities` names. All may stop."""
+    wanted = {key for candidate in candidates for key in candidate.demands}
     stopped_J = np.array([candidate.stopped for candidate in candidates])
-    markets = [_market(candidates, key, capacity) for key, capacity in sorted(capacities.items())]
+    markets = [_market(candidates, key, capacity) for key, capacity in sorted(capacities.items()) if key in wanted]
     price_P, capacity_P = np.zeros(len(markets)), np.array([market.capacity for market in markets])
     made_PJ = np.full((len(markets), len(stopped_J)), -np.inf)
     for market, made_J in zip(markets, made_PJ, strict=True):

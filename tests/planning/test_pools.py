@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.mixed_integer import by_node, by_width
@@ -100,6 +100,7 @@ def test_wide_gangs_are_within_one_per_cent_and_the_bound_says_so(
 
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 4))
 @settings(max_examples=30, deadline=None)
+@example(247639, 2, 2)  # of two pools one is of no use to anybody
 def test_the_sharper_bound_is_a_bound(seed: int, jobs: int, pools: int) -> None:
     candidates, capacities = gangs(seed, jobs, pools, 30, 12)
     best = by_width(candidates, capacities, LIMIT_S)
