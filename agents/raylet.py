@@ -28,6 +28,14 @@ _LONGEST_TEMP_DIR = 38
 _NEAR = "fwl"
 _KEEPER = "import sys; sys.path.insert(0, sys.argv[1]); from agents import keeper; keeper.main(sys.argv[2:])"
 _KEEPER_GRACE_S = 0.5
+_WITHOUT_EXTRAS = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("ray.serve.scripts", "ray.util.state.state_cli", "ray.dashboard.modules.job.cli")))
+sys.argv = sys.argv[1:]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs Ray's command without what it imports for commands other than `start`: half of its imports, 0.4 s of a core."""
 _POLL_S = 0.1
 _NEVER_INHERITED = ("FALLOW_TOKEN", "FALLOW_ADDRESS", "SLURM_CPU_BIND")
 
@@ -90,7 +98,7 @@ def command(options: RayletOptions, ray: str, join: JoinAsked, devices: int, tem
     label = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', options.node)}_{join.epoch}"
     local = options.address in ("", "localhost") or options.address.startswith("127.")
     return [
-        ray,
+        *_quickly(ray),
         "start",
         f"--address={join.ray_address}",
         "--block",
@@ -104,6 +112,15 @@ def command(options: RayletOptions, ray: str, join: JoinAsked, devices: int, tem
         "--log-style=record",
         *([] if local else [f"--node-ip-address={options.address}"]),
     ]
+
+
+def _quickly(ray: str) -> list[str]:
+    """How to run the executable: by the Python that its first line names; as it is if that names none."""
+    with open(ray, "rb") as file:
+        first = file.readline(300).decode(errors="replace").split()
+    python = [first[0].removeprefix("#!"), *first[1:]] if first and first[0].startswith("#!/") else []
+    is_python = bool(python) and Path(python[0]).name.startswith("python")
+    return [*python, "-c", _WITHOUT_EXTRAS, ray] if is_python else [ray]
 
 
 def environment(

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 LABEL = "fallow-lease"
 
-POLL_S = 0.25
+POLL_S = 0.1
 """Ray has no event for "a node joined" that a driver could await; a look costs half a millisecond."""
 
 

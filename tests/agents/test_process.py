@@ -64,7 +64,7 @@ async def test_the_raylet_gets_its_label_its_marks_and_no_secret_of_the_agents(
 def _raylet(ran: set[int]) -> int:
     """The process that took the raylet's place; its keeper has the same words at the end of its own."""
     found = {pid: _words(pid, "cmdline") for pid in ran}
-    return min(pid for pid, words in found.items() if b"start" in words and b"-c" not in words)
+    return min(pid for pid, words in found.items() if b"start" in words and b"-E" not in words)
 
 
 def _words(pid: int, file: str) -> list[bytes]:
