@@ -66,7 +66,7 @@ def settings(fallow: LocalCluster, temp: Path, site: str) -> dict[str, object]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pilots(machine: SlurmMachine, fallow: LocalCluster, temp: Path) -> Iterator[Path]:
     """`fallow pilots`; its log."""
     config, log = fallow.home / "pilots.yaml", fallow.home / "pilots.log"
@@ -145,20 +145,15 @@ def test_a_site_harvests_its_machine_by_itself(
         )
     try:
         client = fallow.client
-        task = {"command": ["sh", "-c", "hostname"], "output": str(tmp_path / "out")}
-        job = client.submit({"kind": "task", "name": "on-mini", "width": {"min": 1, "max": 2}, "task": task}).job
-        ended = client.wait(job, timeout_s=120)
-        assert ended.succeeded, ended.message
-        assert {n.site for n in client.nodes() if n.device_seconds.useful > 0} >= {"mini"}
-        until(lambda: not machine.jobs("--name=fallow-mini"), log.read_text)
         job = client.submit(train_spec(tmp_path / "model", steps=1_000_000, width=(1, 2))).job
-        until_job(client, job, lambda j: j.state == "running" and j.step > 0, 120)
+        running = until_job(client, job, lambda j: j.state == "running" and j.step > 0, 200)
+        assert all(worker.node.startswith("mini.") for worker in running.workers)
         site.terminate()
         assert site.wait(60) == 0
         until(lambda: not machine.jobs("--name=fallow-mini"), log.read_text)
         client.cancel(job)
     finally:
         print(log.read_text(errors="replace"))
-        site.kill()
-        site.wait()
+        site.terminate()  # and with it its Ray head
+        site.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
