@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from runtime.training import progress
 from runtime.training.controller import TrainController
 from tests.training.stage import Stage, assert_equal_to_undisturbed
-from tests.training.undisturbed import tiny_spec
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
-    monkeypatch.setattr(progress, "EVERY_S", 0.0)  # every step's loss
-    made = Stage(tmp_path, tiny_spec())
-    yield made
-    await made.controller.detach()
-    made.actors.close()
 
 
 async def test_grow_shrink_and_kill_leave_the_loss_curve_as_it_was(stage: Stage) -> None:

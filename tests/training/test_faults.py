@@ -10,12 +10,11 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from runtime.training import progress
 from runtime.training.checkpoints import folder_of, newest_sound
 from runtime.training.shares import split
 from tests.training.stage import Stage, assert_equal_to_undisturbed
@@ -23,15 +22,6 @@ from tests.training.undisturbed import tiny_spec
 from tests.training.web_hdfs import serving
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
-    monkeypatch.setattr(progress, "EVERY_S", 0.0)  # every step's loss
-    made = Stage(tmp_path, tiny_spec())
-    yield made
-    await made.controller.detach()
-    made.actors.close()
 
 
 async def done(stage: Stage) -> None:
@@ -245,12 +235,17 @@ async def test_two_kills_that_take_both_copies_send_it_back_to_its_checkpoint_an
     await done(stage)
 
 
-async def test_a_reclaim_during_a_recovery(stage: Stage) -> None:
+async def lose_one_of_four(stage: Stage) -> None:
+    """Workers a, b, c and d train; then d is killed, and known to be lost."""
     await stage.warm(*"abcd")
     await stage.become(["a", "b", "c", "d"], "start")
     await stage.at_step(10)
     stage.actors.kill("d")
     await stage.said.until("worker", lambda f: (f["worker"], f["state"]) == ("d", "lost"))
+
+
+async def test_a_reclaim_during_a_recovery(stage: Stage) -> None:
+    await lose_one_of_four(stage)
     # a recovery needs what c keeps for d, and c's owner wants its node back
     deadline_s = time.time() + 10
     assignment = await stage.assign(["a", "b"], "reclaim", deadline_s=deadline_s)
@@ -262,11 +257,7 @@ async def test_a_reclaim_during_a_recovery(stage: Stage) -> None:
 
 
 async def test_a_recovery_whose_helper_is_gone_before_it_could_help(stage: Stage) -> None:
-    await stage.warm(*"abcd")
-    await stage.become(["a", "b", "c", "d"], "start")
-    await stage.at_step(10)
-    stage.actors.kill("d")
-    await stage.said.until("worker", lambda f: (f["worker"], f["state"]) == ("d", "lost"))
+    await lose_one_of_four(stage)
     stage.actors.kill("b")  # in mid-recovery; c still has b's experts, a has d's
     await stage.become(["a", "c"], "loss")
     assert sum(steps_lost(stage)) <= 2 * stage.spec.train.snapshot_every
