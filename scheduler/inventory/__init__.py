@@ -149,15 +149,15 @@ class Inventory:
     def snapshot(self, now_s: float) -> Snapshot:
         """What a plan may depend on, sorted, so that equal inventories give equal snapshots."""
         r = self._records
-        live = r.live_keys()
+        live = r.live_leases()
         return Snapshot(
             version=r.version,
             now_s=now_s,
-            leases=tuple(map(r.leases.__getitem__, live)),
+            leases=live,
             jobs=tuple(r.jobs[job] for job in sorted(r.live_jobs)),
             connected_sites=tuple(sorted(s.id for s in r.sites.values() if s.connected)),
-            workers=tuple(w for w in map(r.workers.__getitem__, sorted(r.workers)) if w.is_live),
-            suspect=tuple(key for key in live if key.node in r.suspect_since) if r.suspect_since else (),
+            workers=tuple(r.live_workers()),
+            suspect=tuple(lease.key for lease in live if lease.key.node in r.suspect_since) if r.suspect_since else (),
             withheld=tuple(held for _, held in sorted(r.withheld.items())),
             outlooks=tuple(self._outlook(site, now_s) for site in sorted(r.pasts)),
             usages=r.shares.usages(),
@@ -220,8 +220,8 @@ class Inventory:
     def settle(self, now_s: float) -> None:
         """Bring the books of all live leases up to `now_s`."""
         self.advance(now_s)
-        for key in self._records.live_keys():
-            rebook(self._records, key)
+        for lease in self._records.live_leases():
+            rebook(self._records, lease.key)
 
     def take_changes(self) -> Changes:
         """What changed since the last call."""
@@ -254,8 +254,8 @@ def _restore(r: Records, saved: Saved) -> None:
         _restore_lease(r, lease)
     for worker in saved.workers:
         r.put(worker)
-    for key in sorted(r.live_lease.values()):
-        rebook(r, key, r.leases[key].booked_until_s)
+    for lease in r.live_leases():
+        rebook(r, lease.key, lease.booked_until_s)
     r.take_changes()
     of_site: dict[str, list[Lease]] = {}
     for lease in (*saved.ended, *saved.leases):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from scheduler.domain import events
+from scheduler.domain.changing import changed
 from scheduler.domain.cluster import Lease, LeaseKey, LeaseState, Node, NodeState, ReclaimRecord
 from scheduler.domain.reasons import Reason, Refused
 from scheduler.inventory.effects import AskReclaim, Leave
@@ -32,7 +32,7 @@ def connected(r: Records, e: events.AgentConnected) -> None:
     if lease and not resumes:
         end_lease(r, lease, "lost: its agent came back without it")
     r.suspect_since.pop(e.node, None)
-    node = replace(
+    node = changed(
         known or Node(e.node, e.site, NodeState.BUSY, e.devices),
         site=e.site,
         devices=e.devices,
@@ -45,7 +45,7 @@ def connected(r: Records, e: events.AgentConnected) -> None:
     if lease and resumes:
         _resume(r, node, lease)
         return
-    set_node(r, replace(node, spare_devices=()), NodeState.BUSY)
+    set_node(r, changed(node, spare_devices=()), NodeState.BUSY)
     if e.epoch:
         _leave_stale(r, node, e.epoch)
 
@@ -94,7 +94,7 @@ def _leave_stale(r: Records, node: Node, epoch: int) -> None:
 
 def _suspect(r: Records, node: Node) -> Node:
     r.suspect_since[node.id] = r.now_s
-    return set_node(r, replace(node, agent_connected=False), NodeState.SUSPECT)
+    return set_node(r, changed(node, agent_connected=False), NodeState.SUSPECT)
 
 
 def disconnected(r: Records, e: events.AgentDisconnected) -> None:
@@ -133,9 +133,9 @@ def _describe(r: Records, node: Node, e: events.NodeReported) -> Node:
     }
     said = (e.spare_devices, e.source, e.reason, e.grace_s, e.expected_end_s)
     if said == (node.spare_devices, node.source, node.reason, node.grace_s, node.expected_end_s):
-        r.nodes[node.id] = replace(node, **beat)
+        r.nodes[node.id] = changed(node, **beat)
         return r.nodes[node.id]
-    news = replace(
+    news = changed(
         node,
         **beat,
         spare_devices=e.spare_devices,
@@ -158,7 +158,7 @@ def _update_lease(r: Records, lease: Lease, e: events.NodeReported) -> None:
         r.books.add_energy(str(lease.key), drawn_j)
     known = (lease.grace_s, lease.expected_end_s)
     if known != (e.grace_s, e.expected_end_s) and lease.state is not LeaseState.DRAINING:
-        r.put(replace(lease, grace_s=e.grace_s, expected_end_s=e.expected_end_s))
+        r.put(changed(lease, grace_s=e.grace_s, expected_end_s=e.expected_end_s))
 
 
 def _offer(r: Records, node: Node) -> None:
@@ -175,7 +175,7 @@ def reclaimed(r: Records, e: events.NodeReclaimed) -> None:
         fence(r, f"reclaim of {e.lease}, which is over", node=e.lease.node)
         return
     drain(r, lease, e.deadline_s, e.cause)
-    r.put(replace(r.leases[e.lease], grace_s=e.grace_s))
+    r.put(changed(r.leases[e.lease], grace_s=e.grace_s))
 
 
 def raylet_started(r: Records, e: events.RayletStarted) -> None:
@@ -201,7 +201,7 @@ def left(r: Records, e: events.NodeLeft) -> None:
         record = ReclaimRecord(e.lease.node, r.now_s, lease.grace_s, e.free_s, lease.drain_cause or e.cause, e.killed)
         r.add_reclaim(record)
         for job in sorted({worker.job for worker in r.workers_on(e.lease)}):
-            r.put(replace(r.jobs[job], losses_by_reclaim=r.jobs[job].losses_by_reclaim + 1))
+            r.put(changed(r.jobs[job], losses_by_reclaim=r.jobs[job].losses_by_reclaim + 1))
     if e.cause == "raylet_died" or lease.drain_cause in ("raylet_failed", "raylet_died"):
         hold_back(r, e.lease.node)
     end_lease(r, lease, e.cause)

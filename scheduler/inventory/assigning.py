@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from scheduler.domain.changing import changed
 from scheduler.domain.cluster import Lease
 from scheduler.domain.jobs import Job, JobState, Worker, WorkerSlot, WorkerState
 from scheduler.domain.plan import Assign, Release
@@ -47,7 +46,7 @@ def _take_up(r: Records, job: Job, step: Assign) -> Job:
     }
     state = _state_after(job, bool(step.assignment.workers))
     if state is job.state:
-        r.put(replace(job, **fields))  # type: ignore[arg-type]  # two fields of two types
+        r.put(changed(job, **fields))
     else:
         r.move(job, state, **fields)
     return r.jobs[job.id]
@@ -89,6 +88,6 @@ def send(r: Records, job: Job, step: Assign) -> None:
 def release(r: Records, step: Release) -> None:
     """No worker is left on a draining lease: its agent may stop the raylet."""
     lease = r.leases[step.lease]
-    r.put(replace(lease, released_s=r.now_s))
+    r.put(changed(lease, released_s=r.now_s))
     r.log("release", f"{step.lease} is empty: {step.cause}", node=step.lease.node, site=lease.site)
     r.effects.append(Leave(r.leases[step.lease], step.cause))

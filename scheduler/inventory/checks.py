@@ -28,7 +28,7 @@ def _check_lease(r: Records, lease: Lease) -> None:
     if not lease.is_live:
         assert not held, f"{key} has ended but carries {held}"
         return
-    assert r.live_lease.get(key.node) == key, f"{key} is live, but its node's live lease is another"
+    assert r.live_lease.get(key.node) is lease, f"{key} is live, but its node's live lease is another"
     twice = [d for d, n in Counter(d for d, _ in held).items() if n > 1]
     assert not twice, f"{key}: devices {twice} are booked twice: {held}"
     extra = {d for d, _ in held} - {d.id for d in lease.devices}
@@ -69,7 +69,9 @@ def _check_nodes(r: Records) -> None:
 
 def _check_indexes(r: Records) -> None:
     live = {lease.key for lease in r.leases.values() if lease.is_live}
-    assert set(r.live_lease.values()) == live == r.on_lease.keys(), "the index of live leases is wrong"
+    assert {lease.key for lease in r.live_lease.values()} == live, "the index of live leases is wrong"
+    assert r.on_lease.keys() == live, "the index of live leases' workers is wrong"
+    assert r.live_leases() == tuple(r.leases[key] for key in sorted(live)), "live leases are not as they are"
     assert r.live_jobs == {j.id for j in r.jobs.values() if j.state.is_live}, "the index of live jobs is wrong"
     for worker in r.workers.values():
         on_lease = all(r.on_lease.get(worker.lease, {}).get(d) == worker.id for d in worker.devices)

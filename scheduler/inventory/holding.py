@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from scheduler.domain.changing import changed
 from scheduler.domain.cluster import Lease, LeaseKey, LeaseState, Node, NodeState
 from scheduler.domain.jobs import Job, JobState, Worker, WorkerState
 from scheduler.domain.ledger import AccountKey, Use
@@ -32,7 +31,7 @@ def set_node(r: Records, node: Node, state: NodeState) -> Node:
     """Keep a node's new description, with a change of state if it is one."""
     known = r.nodes.get(node.id)
     if known is None or known.state is state:
-        r.put(replace(node, state=state))
+        r.put(changed(node, state=state))
         return r.nodes[node.id]
     moved: Node = r.move(node, state)
     return moved
@@ -95,7 +94,7 @@ def drain(r: Records, lease: Lease, deadline_s: float, cause: str) -> None:
     if lease.state is LeaseState.DRAINING:
         earliest = min(deadline_s, lease.deadline_s if lease.deadline_s is not None else deadline_s)
         if earliest != lease.deadline_s:
-            r.put(replace(lease, deadline_s=earliest))
+            r.put(changed(lease, deadline_s=earliest))
         return
     r.move(lease, LeaseState.DRAINING, deadline_s=deadline_s, drain_cause=cause)
     node = r.nodes[lease.key.node]
@@ -108,7 +107,7 @@ def drain(r: Records, lease: Lease, deadline_s: float, cause: str) -> None:
 def end_lease(r: Records, lease: Lease, cause: str) -> None:
     """Nothing of ours is on the node any more; workers that were still on it are lost."""
     for worker in r.workers_on(lease.key):
-        lose_worker(r, worker, f"lease {lease.key} ended: {cause}")
+        _bury(r, worker, f"lease {lease.key} ended: {cause}")
     r.books.close(str(lease.key), r.now_s)
     r.past_of(lease.site).ended(lease, r.now_s, cause)
     r.move(r.leases[lease.key], LeaseState.ENDED, ended_s=r.now_s, end_cause=cause, booked_until_s=r.now_s)
@@ -122,7 +121,7 @@ def lose_node(r: Records, node: Node, cause: str) -> None:
     if lease:
         end_lease(r, lease, cause)
     r.suspect_since.pop(node.id, None)
-    set_node(r, replace(node, spare_devices=()), NodeState.LOST)
+    set_node(r, changed(node, spare_devices=()), NodeState.LOST)
     r.log("node_lost", f"node {node.id} is lost: {cause}", node=node.id, site=node.site)
 
 
@@ -138,10 +137,14 @@ def hold_back(r: Records, node: str) -> None:
 
 def lose_worker(r: Records, worker: Worker, detail: str) -> None:
     """A worker died; its site is told with the next assignment, in case it does not know."""
+    _bury(r, worker, detail)
+    rebook(r, worker.lease)
+
+
+def _bury(r: Records, worker: Worker, detail: str) -> None:
     r.move(worker, WorkerState.LOST, since_s=r.now_s)
     r.lost_workers[worker.job] = (*r.lost_workers.get(worker.job, ()), worker.id)
     r.log("worker_lost", f"{worker.id} is lost: {detail}", job=worker.job, node=worker.lease.node)
-    rebook(r, worker.lease)
 
 
 def end_worker(r: Records, worker: Worker) -> None:
@@ -161,7 +164,7 @@ def rebook(r: Records, key: LeaseKey, at_s: float | None = None) -> None:
         line, use = _use(r, lease, r.workers[worker] if worker else None)
         r.books.use(str(key), device.id, line, use, now_s)
     if lease.booked_until_s != now_s:
-        r.put(replace(lease, booked_until_s=now_s), quiet=True)
+        r.put(changed(lease, booked_until_s=now_s), quiet=True)
 
 
 def rebook_job(r: Records, job: str) -> None:

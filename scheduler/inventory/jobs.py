@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from scheduler.domain import events
+from scheduler.domain.changing import changed
 from scheduler.domain.cluster import NodeState
 from scheduler.domain.jobs import (
     Assignment,
@@ -164,13 +164,13 @@ def reached(r: Records, e: events.AssignmentReached) -> None:
 
 def _record_rescale(r: Records, job: Job, e: events.AssignmentReached) -> Job:
     if _is_no_rescale(job, e):
-        r.put(replace(job, reached_revision=e.revision))
+        r.put(changed(job, reached_revision=e.revision))
         return r.jobs[job.id]
     record = RescaleRecord(r.now_s, e.cause, e.width, e.stall_s, e.bytes_moved, e.at_step, r.steps_lost.pop(job.id, 0))
     if job.state is JobState.RUNNING:
         _shift(r, job, Use.RESCALE, e.stall_s)
     r.put(
-        replace(
+        changed(
             job,
             reached_revision=max(job.reached_revision, e.revision),
             rescales=(*job.rescales, record)[-RESCALES_KEPT:],
@@ -216,7 +216,7 @@ def work_lost(r: Records, e: events.WorkLost) -> None:
         return
     _shift(r, job, "lost", e.seconds)
     r.steps_lost[job.id] = r.steps_lost.get(job.id, 0) + e.steps
-    r.put(replace(job, steps_lost=job.steps_lost + e.steps), quiet=True)
+    r.put(changed(job, steps_lost=job.steps_lost + e.steps), quiet=True)
     r.log("work_lost", f"{e.steps} steps ({e.seconds:.2f} s) are lost: {e.cause}", job=job.id, site=job.site)
 
 
@@ -240,17 +240,17 @@ def progressed(r: Records, e: events.JobProgressed) -> None:
     if job is None:
         return
     wants_other = bool(e.wanted) and e.wanted != job.wanted
-    job = replace(job, wanted=e.wanted or job.wanted)
+    job = changed(job, wanted=e.wanted or job.wanted)
     progress = Progress(e.step, e.total, e.loss, e.rate, e.rate_unit, e.metrics)
     steady = job.state is JobState.RUNNING and job.reached_revision == job.assignment_revision
     measured = steady and e.rate > 0 and e.width == job.width
     if not measured or job.kind is JobKind.SERVE:  # its rate is what clients ask for, whatever its width
-        r.put(replace(job, progress=progress), quiet=not wants_other)
+        r.put(changed(job, progress=progress), quiet=not wants_other)
         return
     kind_curves = learn_kind(job.kind_curves, _kind_of(r, job), job.curve, e.width, e.rate)
     curve = learn_rate(job.curve, e.width, e.rate)
     is_news = e.width not in dict(job.curve)  # who was narrowed to be measured may grow again
-    r.put(replace(job, progress=progress, curve=curve, kind_curves=kind_curves), quiet=not is_news)
+    r.put(changed(job, progress=progress, curve=curve, kind_curves=kind_curves), quiet=not is_news)
 
 
 def _kind_of(r: Records, job: Job) -> str:
@@ -281,7 +281,7 @@ def ended(r: Records, e: events.JobEnded) -> None:
 def _end(r: Records, job: Job, state: JobState, message: str, output: str = "") -> None:
     for worker in r.workers_of(job.id):
         end_worker(r, worker)
-    bare = replace(job.assignment, workers=()) if job.assignment else None
+    bare = changed(job.assignment, workers=()) if job.assignment else None
     r.move(job, state, ended_s=r.now_s, message=message, output=output, assignment=bare)
     for table in (r.withheld, r.refusals, r.lost_workers, r.last_step, r.steps_lost, r.expert_loads):
         table.pop(job.id, None)
@@ -292,5 +292,5 @@ def endpoint_opened(r: Records, e: events.EndpointOpened) -> None:
     """A served model answers."""
     job = live_job(r, e.job, "an endpoint")
     if job is not None:
-        r.put(replace(job, endpoint=e.url), quiet=True)
+        r.put(changed(job, endpoint=e.url), quiet=True)
         r.log("endpoint", f"answers at {e.url}", job=job.id, site=job.site)

@@ -9,7 +9,7 @@ from scheduler.domain.cluster import Lease
 from scheduler.domain.plan import Factors, Outlook
 from scheduler.inventory.foretold import Foretold
 from scheduler.planning.forecast import Forecast, IdleHistory
-from scheduler.planning.hazard import Hazard
+from scheduler.planning.hazard import Hazard, hazard_of
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.surroundings import Surroundings
 from scheduler.planning.tempo import Tempo, horizon_s
@@ -32,7 +32,7 @@ class SitePast:
     surroundings: Surroundings = field(default_factory=Surroundings)
     factors: Factors = field(default_factory=Factors)
     foretold: Foretold = field(default_factory=Foretold)
-    _hazard: Hazard = field(default_factory=lambda: Hazard(Forecast().hazard_per_s))
+    _hazard: Hazard = field(default_factory=lambda: hazard_of(Forecast().hazard_per_s))
     _learnt_s: float | None = None
 
     def opened(self, at_s: float) -> None:
@@ -63,7 +63,7 @@ class SitePast:
         if self._learnt_s is None or now_s >= self._learnt_s + LEARN_EVERY_S:
             leases = list(live)
             self.forecast = self.history.forecast(max(0.0, now_s - lease.started_s) for lease in leases)
-            self._hazard = Hazard(self.forecast.hazard_per_s)
+            self._hazard = hazard_of(self.forecast.hazard_per_s)
             self.factors = self.surroundings.look(leases, self.forecast, now_s)
             self.foretold.ask(Lasting(now_s, [self._outlook(site)]).chance, leases, now_s)
             self._learnt_s = now_s

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from scheduler.domain.changes import Changes, LogRow
@@ -64,7 +65,7 @@ class Records:
         self.reclaims: deque[ReclaimRecord] = deque(maxlen=RECLAIMS_KEPT)
         self.books = Books()
         self.effects: list[Effect] = []
-        self.live_lease: dict[str, LeaseKey] = {}
+        self.live_lease: dict[str, Lease] = {}
         self.live_jobs: set[str] = set()
         self.on_lease: dict[LeaseKey, dict[str, str]] = {}
         self.of_job: dict[str, set[str]] = {}
@@ -85,7 +86,8 @@ class Records:
         self.next_look_s = 0.0  # when waiting jobs are weighed anew though nothing else has changed
         self.stories: dict[str, deque[tuple[float, tuple[str, ...], str]]] = {}
         self.dirty = Dirty()
-        self._live_keys: tuple[LeaseKey, ...] | None = None  # None: to be sorted anew
+        self._live_nodes: list[str] | None = None  # those with a live lease, sorted; None: to be sorted anew
+        self._live_leases: tuple[Lease, ...] | None = None  # in their order; None: to be gathered anew
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -150,17 +152,19 @@ class Records:
         self.dirty.reclaims.append(record)
 
     def _put_lease(self, lease: Lease) -> None:
-        self.leases[lease.key] = lease
-        self.dirty.leases.add(lease.key)
+        key, before = lease.key, self.live_lease.get(lease.key.node)
+        self.leases[key] = lease
+        self.dirty.leases.add(key)
         if lease.is_live:
-            if self.live_lease.get(lease.key.node) != lease.key:
-                self.live_lease[lease.key.node] = lease.key
-                self._live_keys = None
-            self.on_lease.setdefault(lease.key, {})
-        elif self.live_lease.get(lease.key.node) == lease.key:
-            del self.live_lease[lease.key.node]
-            self.on_lease.pop(lease.key, None)
-            self._live_keys = None
+            self.live_lease[key.node] = lease
+            self._live_leases = None
+            if before is None or before.key != key:
+                self._live_nodes = None
+                self.on_lease.setdefault(key, {})
+        elif before is not None and before.key == key:
+            del self.live_lease[key.node]
+            self.on_lease.pop(key, None)
+            self._live_leases = self._live_nodes = None
 
     def _put_job(self, job: Job) -> None:
         self.jobs[job.id] = job
@@ -189,22 +193,27 @@ class Records:
 
     def past_of(self, site: str) -> SitePast:
         """How a site's nodes come and go."""
-        return self.pasts.setdefault(site, SitePast())
+        past = self.pasts.get(site)
+        if past is None:
+            past = self.pasts[site] = SitePast()
+        return past
 
     def live_lease_of(self, node: str) -> Lease | None:
         """The node's live lease, if it has one."""
-        key = self.live_lease.get(node)
-        return self.leases[key] if key else None
+        return self.live_lease.get(node)
 
-    def live_keys(self) -> tuple[LeaseKey, ...]:
-        """Keys of all live leases, sorted: by node, as a node has one."""
-        if self._live_keys is None:
-            self._live_keys = tuple(self.live_lease[node] for node in sorted(self.live_lease))
-        return self._live_keys
+    def live_leases(self) -> tuple[Lease, ...]:
+        """Leases that have not ended, sorted by key: by node, as a node has one."""
+        if self._live_nodes is None:
+            self._live_nodes = sorted(self.live_lease)
+        if self._live_leases is None:
+            self._live_leases = tuple(map(self.live_lease.__getitem__, self._live_nodes))
+        return self._live_leases
 
-    def live_leases(self) -> Iterator[Lease]:
-        """Leases that have not ended, in no order."""
-        return (self.leases[key] for key in self.live_lease.values())
+    def live_workers(self) -> Iterator[Worker]:
+        """Workers that still hold their devices, sorted by id: all but those that ended and are not saved yet."""
+        ended = {worker for worker in self.dirty.workers if not self.workers[worker].is_live}
+        return map(self.workers.__getitem__, sorted(self.workers.keys() - ended if ended else self.workers))
 
     def workers_on(self, key: LeaseKey) -> list[Worker]:
         """Live workers on a lease, sorted by id."""
@@ -267,6 +276,5 @@ class Records:
         return self.sites[site.id]
 
 
-def _by_node(key: LeaseKey) -> tuple[str, int]:
-    """The order of lease keys, as tuples, which sort much faster."""
-    return key.node, key.epoch
+_by_node = attrgetter("node", "epoch")
+"""The order of lease keys, as tuples, which sort much faster."""

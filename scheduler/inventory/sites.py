@@ -39,8 +39,7 @@ def connected(r: Records, e: events.SiteConnected) -> None:
 
 
 def _tell_agents(r: Records, site: str, new_cluster: bool) -> None:
-    for key in sorted(r.live_lease.values()):
-        lease = r.leases[key]
+    for lease in r.live_leases():
         if lease.site != site or lease.state is LeaseState.DRAINING:
             continue
         if new_cluster and lease.state is LeaseState.READY:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
+from scheduler.domain.changing import changed
 from scheduler.domain.cluster import Lease, LeaseState, Node, NodeState
 from scheduler.domain.jobs import Job, JobState, Worker, WorkerState
 from scheduler.lifecycle import tables
@@ -32,8 +32,7 @@ def move(entity: Entity, to: AnyState, story: tuple[str, ...] | Story = (), **fi
     if (entity.state, to) not in table:
         told = story() if callable(story) else story
         tables.require(table, name_of(entity), entity.state, to, told)
-    changed: dict[str, Any] = {**fields, "state": to}
-    return replace(entity, **changed)
+    return changed(entity, **fields, state=to)
 
 
 def name_of(entity: Node | Lease | Job | Worker) -> str:

@@ -88,11 +88,12 @@ def choices_of(demands: Sequence[Demand], capacity: int) -> Choices | None:
     stops_J = np.array([demand.stopped is not None for demand in demands])
     first_J = np.array([demand.first for demand in demands])
     most_J = np.array([len(demand.values) for demand in demands])
-    size_J = np.clip(capacity + 1 - first_J, 0, most_J) + stops_J
+    size_J = np.minimum(np.maximum(capacity + 1 - first_J, 0), most_J) + stops_J
     if not size_J.all():
         return None
-    start_J = np.concatenate([[0], np.cumsum(size_J)[:-1]])
-    width_F = np.arange(int(size_J.sum())) + np.repeat(first_J - stops_J - start_J, size_J)
+    end_J = size_J.cumsum()
+    start_J = end_J - size_J
+    width_F = np.arange(int(end_J[-1])) + (first_J - stops_J - start_J).repeat(size_J)
     width_F[start_J[stops_J]] = 0
     return Choices(width_F, np.concatenate(parts), start_J, size_J)
 
@@ -109,7 +110,7 @@ def _fill(choices: Choices, dual: Dual, capacity: int) -> Ints:
     choice_J = dual.few.copy()
     spare = capacity - int(choices.width[choice_J].sum())
     more_J = choices.width[dual.many] - choices.width[choice_J]
-    for job in np.flatnonzero(more_J > 0):
+    for job in (more_J > 0).nonzero()[0]:
         if more_J[job] <= spare:
             choice_J[job] = dual.many[job]
             spare -= int(more_J[job])
@@ -120,8 +121,8 @@ def _fill(choices: Choices, dual: Dual, capacity: int) -> Ints:
 def _grow(choices: Choices, choice_J: Ints, spare: int) -> None:
     """Make the change that gains most and fits, while there is one: choices no wider than what is spare now."""
     own_J = choices.width[choice_J]
-    ahead_F = np.flatnonzero(choices.width <= np.repeat(own_J + spare, choices.size))
-    job_F = np.searchsorted(choices.start, ahead_F, side="right") - 1
+    ahead_F = (choices.width <= choices.to_each(own_J + spare)).nonzero()[0]
+    job_F = choices.start.searchsorted(ahead_F, side="right") - 1
     width_F, value_F = choices.width[ahead_F], choices.value[ahead_F]
     for _ in range(len(choice_J)):
         now_F = choice_J[job_F]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import lru_cache
 from itertools import accumulate
 
 from scheduler.planning.forecast import AGE_EDGES_S
@@ -22,3 +23,9 @@ class Hazard:
         """Ends to be expected of a lease up to this age."""
         index = min(bisect_right(_EDGES_S, age_s) - 1, len(self._per_s) - 1)
         return self._total[index] + self._per_s[index] * (age_s - _EDGES_S[index])
+
+
+@lru_cache(maxsize=64)
+def hazard_of(per_s: tuple[float, ...]) -> Hazard:
+    """The hazard with these rates: asked for at every plan, and the same until a forecast is made anew."""
+    return Hazard(per_s)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from scheduler.domain.cluster import Lease
 from scheduler.domain.plan import Factors, Outlook
 from scheduler.planning.forecast import Forecast
-from scheduler.planning.hazard import Hazard
+from scheduler.planning.hazard import hazard_of
 from scheduler.planning.surroundings import factor_of, factor_of_hours
 
 
@@ -18,8 +18,8 @@ class Lasting:
 
     def __init__(self, now_s: float = 0.0, outlooks: Iterable[Outlook] = ()) -> None:
         self._now_s = now_s
-        self._sites = {of.site: (Hazard(of.hazard_per_s or _PRIOR), of.factors) for of in outlooks}
-        self._unknown = Hazard(_PRIOR), Factors()
+        self._sites = {of.site: (hazard_of(of.hazard_per_s or _PRIOR), of.factors) for of in outlooks}
+        self._unknown = hazard_of(_PRIOR), Factors()
         self._of_hours: dict[tuple[str, float], float] = {}
 
     def chance(self, lease: Lease, for_s: float) -> float:

@@ -12,12 +12,14 @@ at these two is looked at, and most of the work is done at the first price.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Number = TypeVar("Number", np.int64, np.float64)
 
 MOST_ROUNDS = 200
 """Prices tried at most; a few suffice, because each is where two supporting lines of the bound meet."""
@@ -32,22 +34,23 @@ class Choices:
     start: Ints  # [J] where each job's choices begin
     size: Ints  # [J] how many it has
 
-    def to_each(self, of_job: Floats) -> Floats:
+    def to_each(self, of_job: NDArray[Number]) -> NDArray[Number]:
         """What holds of a job [J], for each of its choices [F]."""
-        return np.repeat(of_job, self.size)
+        return of_job.repeat(self.size)
 
     def taken_at(self, price: float) -> Ints:
         """What each job takes at this price [J]; the narrowest of equals."""
         surplus_F = self.value - price * self.width
         best_J = np.maximum.reduceat(surplus_F, self.start)
-        best_F = np.flatnonzero(surplus_F == self.to_each(best_J))
-        return np.asarray(best_F[np.searchsorted(best_F, self.start)])
+        best_F = (surplus_F == self.to_each(best_J)).nonzero()[0]
+        return np.asarray(best_F[best_F.searchsorted(self.start)])
 
     def between(self, few: Ints, many: Ints) -> Choices:
         """Only what lies between two choices of each job."""
         size = many - few + 1
-        start = np.concatenate([[0], np.cumsum(size)[:-1]])
-        at_F = np.arange(int(size.sum())) + np.repeat(few - start, size)
+        end = size.cumsum()
+        start = end - size
+        at_F = np.arange(int(end[-1])) + (few - start).repeat(size)
         return Choices(self.width[at_F], self.value[at_F], start, size)
 
 

@@ -99,7 +99,7 @@ def shape(claim: Claim, stock: Stock, expected: int, ground: Ground) -> Shape:
 def _is_as_it_was(standing: Standing, targets: Mapping[Role, int]) -> bool:
     """Whether the job's workers, all of whom stay, are as many of each role as it is to have."""
     return len(standing.staying) == sum(targets.values()) and all(
-        sum(slot.role is role for slot in standing.staying) == target for role, target in targets.items()
+        len(standing.staying_as(role)) == target for role, target in targets.items()
     )
 
 

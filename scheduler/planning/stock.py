@@ -27,7 +27,6 @@ class Stock:
     def __init__(self, free: Mapping[Place, Spot], lasting: Lasting) -> None:
         self._spots = dict(free)
         self._lasting = lasting
-        self._smallest = min((spot.device.memory_bytes for spot in self._spots.values()), default=0)
         self._together: _Together | None = None
         self._apart: _Apart | None = None
 
@@ -36,10 +35,8 @@ class Stock:
 
     def fitting(self, memory_bytes: int) -> Stock:
         """Those with so much memory; what is taken has to be taken here all the same."""
-        if self._smallest >= memory_bytes:
-            return self
         large = {place: s for place, s in self._spots.items() if s.device.memory_bytes >= memory_bytes}
-        return Stock(large, self._lasting)
+        return self if len(large) == len(self._spots) else Stock(large, self._lasting)
 
     def take(self, spots: Iterable[Spot]) -> None:
         """These are no longer free."""

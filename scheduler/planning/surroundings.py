@@ -29,7 +29,7 @@ import numpy as np
 from scheduler.domain.cluster import Lease, LeaseKey
 from scheduler.domain.plan import Factors
 from scheduler.planning.forecast import HORIZONS_S, Floats, Forecast
-from scheduler.planning.hazard import Hazard
+from scheduler.planning.hazard import Hazard, hazard_of
 
 NONE = float("inf")
 BELIEFS = (NONE, 1000.0, 300.0, 100.0, 30.0)
@@ -121,8 +121,7 @@ class Surroundings:
     def ended(self, lease: Lease, at_s: float, hazard: Hazard, *, by_owner: bool) -> None:
         """A lease ended. `hazard` by age, as for all that follows."""
         expected = self._expected(lease, at_s, hazard)
-        for feature, name in _groups_of(lease, at_s).items():
-            group = self._groups[feature].setdefault(name, _Group())
+        for group in self._groups_with(lease, at_s):
             group.expected += expected
             group.ends += by_owner
         self._judge.ended(lease.key, at_s, by_owner=by_owner)
@@ -130,11 +129,11 @@ class Surroundings:
     def look(self, live: Sequence[Lease], forecast: Forecast, now_s: float) -> Factors:
         """Now and then: count what was to be expected of the live leases since the last look; what follows."""
         self._fade(now_s)
-        hazard = Hazard(forecast.hazard_per_s)
+        hazard = hazard_of(forecast.hazard_per_s)
         for lease in live:
             expected = self._expected(lease, now_s, hazard)
-            for feature, name in _groups_of(lease, now_s).items():
-                self._groups[feature].setdefault(name, _Group()).expected += expected
+            for group in self._groups_with(lease, now_s):
+                group.expected += expected
         self._looked_s = now_s
         self._judge.count(now_s)
         some = sorted(live, key=lambda lease: lease.key.epoch)[:: max(1, -(-len(live) // SAMPLE))]
@@ -144,6 +143,16 @@ class Surroundings:
     def beliefs(self) -> Mapping[str, float]:
         """How many expected ends the belief in no effect weighs, by feature; infinity: it has none."""
         return {of: self._fixed.get(of, self._judge.belief(row)) for row, of in enumerate(self._groups)}
+
+    def _groups_with(self, lease: Lease, at_s: float) -> list[_Group]:
+        """The lease's group of each feature."""
+        groups = []
+        for of_feature, name in zip(self._groups.values(), _groups_of(lease, at_s), strict=True):
+            group = of_feature.get(name)
+            if group is None:
+                group = of_feature[name] = _Group()
+            groups.append(group)
+        return groups
 
     def _expected(self, lease: Lease, until_s: float, hazard: Hazard) -> float:
         """Ends of the lease by its age alone, since the last look."""
@@ -160,8 +169,9 @@ class Surroundings:
                     del groups[name]
 
     def _counts(self, lease: Lease, now_s: float) -> list[tuple[float, float]]:
-        groups = ((feature, self._groups[feature].get(name)) for feature, name in _groups_of(lease, now_s).items())
-        return [(group.ends, group.expected) if group else (0.0, 0.0) for _, group in groups]
+        names = zip(self._groups.values(), _groups_of(lease, now_s), strict=True)
+        groups = (of_feature.get(name) for of_feature, name in names)
+        return [(group.ends, group.expected) if group else (0.0, 0.0) for group in groups]
 
     def _factors(self) -> Factors:
         factors: dict[str, dict[str, float]] = {}
@@ -247,13 +257,9 @@ class Judge:
         self._asked += float(is_known_N.sum())
 
 
-def _groups_of(lease: Lease, at_s: float) -> dict[str, str]:
-    """Its group by feature, in the order of `HALF_LIVES_S`."""
-    return {
-        "cohort": lease.cohort,
-        "neighbourhood": neighbourhood(lease.key.node),
-        "hour": str(_hour(at_s)),
-    }
+def _groups_of(lease: Lease, at_s: float) -> tuple[str, str, str]:
+    """Its group of each feature, in the order of `HALF_LIVES_S`."""
+    return lease.cohort, neighbourhood(lease.key.node), str(_hour(at_s))
 
 
 def _hour(at_s: float) -> int:

@@ -101,17 +101,24 @@ class Standing:
 
     def staying_as(self, role: Role) -> tuple[WorkerSlot, ...]:
         """Workers of a role that stay."""
-        return tuple(slot for slot in self.staying if slot.role is role)
+        return _as(role, self.staying, self.job)
 
     def leaving_as(self, role: Role) -> tuple[WorkerSlot, ...]:
         """Workers of a role that must leave."""
-        return tuple(slot for slot in self.leaving if slot.role is role)
+        return _as(role, self.leaving, self.job)
 
     @property
     def order(self) -> tuple[bool, bool, float, float, str]:
         """Who comes first: what runs, served models, weight, age."""
         job = self.job
         return not self.holds, job.kind is not JobKind.SERVE, -job.weight, job.submitted_s, job.id
+
+
+def _as(role: Role, slots: tuple[WorkerSlot, ...], job: Job) -> tuple[WorkerSlot, ...]:
+    """Most jobs have one role, and are asked for it all the time."""
+    if len(job.needs) == 1:
+        return slots if job.needs[0].role is role else ()
+    return tuple(slot for slot in slots if slot.role is role)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ class IdleInterval:
     end_s: float
 
 
+_by_start = attrgetter("start_s", "node", "end_s")
+"""The order of intervals, as tuples, which sort much faster."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """Invariant: intervals are sorted by start then node, and no two of one node overlap or touch."""
@@ -56,7 +60,7 @@ class Trace:
             for i in self.intervals
             if i.start_s < end_s and i.end_s > start_s
         )
-        return Trace(tuple(sorted(cut)), self.left_out)
+        return Trace(tuple(sorted(cut, key=_by_start)), self.left_out)
 
 
 def tidy(file: str, rows: Iterable[tuple[int, str, float, float]], left_out: Counter[str]) -> Trace:
@@ -77,7 +81,7 @@ def tidy(file: str, rows: Iterable[tuple[int, str, float, float]], left_out: Cou
             continue
         by_node.setdefault(node, []).append((start_s, end_s, line))
     merged = (interval for node, spans in by_node.items() for interval in _merged(file, node, spans))
-    return Trace(tuple(sorted(merged)), tuple(sorted(left_out.items())))
+    return Trace(tuple(sorted(merged, key=_by_start)), tuple(sorted(left_out.items())))
 
 
 def _merged(file: str, node: str, spans: list[tuple[float, float, int]]) -> list[IdleInterval]:
