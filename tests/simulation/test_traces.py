@@ -65,12 +65,41 @@ def test_unknown_columns_are_left_out_and_counted(tmp_path: Path) -> None:
         ("; MaxNodes: 4\n1 2 3\n", 2, "fields"),
         ("JobID|Start|End|NodeList\n1|yesterday|2024-01-01T00:00:00|n1\n", 2, "not a time"),
         ("JobID|Start|End|NodeList\n1|2024-01-01T00:00:00|2024-01-01T00:01:00|n[a-b]\n", 2, "not a list of nodes"),
+        ("JobID|Start|NodeList\n", 1, "column End is missing"),
+        ("JobID|Start|End|NodeList\n1|x\n", 2, "2 cells where the header has 4"),
+        ("JobID|Start|End|NodeList\n1|2024-01-01T00:01:00|2024-01-01T00:00:00|n1\n", 2, "before it starts"),
+        (f"; MaxNodes: 4\n1 -5 0 9 1 {'-1 ' * 13}\n", 2, "negative time"),
+        (f"; MaxNodes: 4\n1 x 0 9 1 {'-1 ' * 13}\n", 2, "not a number"),
         ('{"kind": "lease_opened"}\n', 1, "event log"),
+        ('{"kind": "lease_opened", "at_s": 1, "node": "a"}\nnonsense\n', 2, "event log"),
     ],
 )
 def test_bad_traces_are_refused_by_file_and_line(tmp_path: Path, text: str, line: int, problem: str) -> None:
     with pytest.raises(BadTrace, match=rf"trace\.csv, line {line}: .*{problem}"):
         read_trace(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "the file is empty"),
+        (f"; MaxNodes: many\n1 0 0 9 1 {'-1 ' * 13}\n", "MaxNodes in its header is not a number: 'many'"),
+        (f"1 0 0 -1 1 {'-1 ' * 13}\n", "no job in it ever ran"),
+        ("JobID|Start|End|NodeList\n1|Unknown|Unknown|None assigned\n", "no job in it held a node"),
+        ("JobID|Start|End|NodeList\n1|2024-01-01T00:00:00|2024-01-01T00:01:00|n1\n", "no node is ever idle"),
+        ('{"kind": "tick", "at_s": 1.0}\n', "no lease was opened in it"),
+    ],
+)
+def test_traces_of_which_nothing_can_be_made_are_refused_by_file(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(BadTrace, match=rf"trace\.csv: .*{problem}"):
+        read_trace(written(tmp_path, text))
+
+
+def test_what_is_no_text_names_the_line_where_it_stops_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(b"node,start_s,end_s\n" + b"a,0,1\n" * 3000 + b"b\xff,0,1\n")
+    with pytest.raises(BadTrace, match=r"trace\.csv, line \d+: not UTF-8 text"):
+        read_trace(path)
 
 
 def test_a_cut_gzip_names_the_line_where_it_ends(tmp_path: Path) -> None:
