@@ -1,6 +1,6 @@
 """How a replay's time and memory grow with the machine: 100 to 100,000 nodes, training and served models mixed.
 
-    python -m bench.scale --data ../shared/data --json FILE [--nodes 1000 70000] [--minutes M]
+    python -m bench.scale --data ../shared/data --json FILE [--nodes 1000 70000] [--minutes M] [--picture FILE.svg]
 
 Sites of up to 5,000 nodes are made of the Summit trace: each is the same machine some hours later, with nodes left out
 or doubled until it has its size. One job for each 70 nodes, one in ten of them a served model. Each size runs in a
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import Row, argument_parser, publish, row
+from bench.scale_picture import picture
 from scheduler.domain.jobs import JobKind, ModelShape, Role, RoleNeed
 from scheduler.planning.plan import Replanner
 from scheduler.simulation.collecting import seldom_collecting
@@ -109,8 +110,11 @@ def rows_of(figures: dict[str, Any]) -> list[Row]:
     return [
         row(f"planner, 99th percentile, {size}", "ms", figures["p99_ms"], at_most=1000.0 if goal else None),
         row(f"planner, median, {size}", "ms", figures["p50_ms"]),
+        row(f"planner, first plan, {size}", "ms", figures["first_plan_ms"]),
         row(f"whole loop for one instant, {size}", "ms", figures["ms_per_instant"]),
         row(f"memory, {size}", "GB", figures["memory_gb"], at_most=4.0 if goal else None),
+        row(f"nodes that were idle at some time, {size}", "nodes", figures["idle_nodes"]),
+        row(f"plans, {size}", "plans", figures["plans"]),
     ]
 
 
@@ -120,12 +124,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with traces/ and jobs/")
     parser.add_argument("--nodes", type=int, nargs="+", default=SIZES, help="sizes to measure")
     parser.add_argument("--minutes", type=float, default=10.0, help="of trace to replay")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the figures over the sizes")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.minutes, options.data)))
         return
-    publish("scale", [made for n in options.nodes for made in rows_of(_in_a_process(n, options))], options.json)
+    sizes = [_in_a_process(nodes, options) for nodes in options.nodes]
+    publish("scale", [made for figures in sizes for made in rows_of(figures)], options.json)
+    if options.picture:
+        options.picture.write_text(picture(sizes), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a file that cannot be used, 2 a command line that cannot be understood."""
     options, console = parse(arguments), Console(stderr=True)
     try:
-        trace, mix = _read(options, console)
-        outcome = outcome_of(_replay(trace, mix, options, console))
-        _write(outcome, options)
+        with seldom_collecting():
+            trace, mix = _read(options, console)
+            outcome = outcome_of(_replay(trace, mix, options, console))
+            _write(outcome, options)
     except BadTrace as error:
         console.print(f"fallow simulate: {error}", style="red", highlight=False, soft_wrap=True)
         return 1

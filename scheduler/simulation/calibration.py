@@ -46,11 +46,11 @@ def foretell(
     past, live = past or SitePast(), dict[LeaseKey, Lease]()
     news = list(_news(trace.intervals))
     ends_s = {lease.key: at_s for at_s, has_ended, lease in news if has_ended}
-    next_s, start_s = 0, trace.intervals[0].start_s
-    for now_s in np.arange(start_s, trace.end_s, LEARN_EVERY_S).tolist():
-        while next_s < len(news) and news[next_s][0] <= now_s:
-            at_s, has_ended, lease = news[next_s]
-            next_s += 1
+    next_news, start_s, end_s = 0, trace.intervals[0].start_s, trace.end_s
+    for now_s in np.arange(start_s, end_s, LEARN_EVERY_S).tolist():
+        while next_news < len(news) and news[next_news][0] <= now_s:
+            at_s, has_ended, lease = news[next_news]
+            next_news += 1
             if has_ended:
                 past.ended(live.pop(lease.key), at_s, "owner")
             else:
@@ -60,7 +60,7 @@ def foretell(
         if now_s == start_s or (now_s - start_s) % every_s >= LEARN_EVERY_S:
             continue
         for horizon_s in horizons_s:
-            if now_s + horizon_s <= trace.end_s:  # what happens after the trace is not known
+            if now_s + horizon_s <= end_s:  # what happens after the trace is not known
                 yield from (
                     Foretold(now_s, horizon_s, chance(lease, horizon_s), ends_s[key] > now_s + horizon_s)
                     for key, lease in live.items()
@@ -68,13 +68,18 @@ def foretell(
 
 
 def _news(intervals: Iterable[IdleInterval]) -> Iterator[tuple[float, bool, Lease]]:
-    """(when, whether it ended, lease) by time, with the cohorts of a running scheduler."""
+    """(when, whether it ended, lease) by time, with the cohorts of a running scheduler; the intervals are sorted."""
     news: list[tuple[float, bool, Lease]] = []
     cohort, first_s = "", float("-inf")
-    for epoch, interval in enumerate(sorted(intervals, key=lambda i: (i.start_s, i.node)), start=1):
+    for epoch, interval in enumerate(intervals, start=1):
         if interval.start_s - first_s > COHORT_WINDOW_S:
             cohort, first_s = f"@{interval.start_s:.3f}", interval.start_s
         key = LeaseKey(interval.node, epoch)
         lease = Lease(key, "", LeaseState.READY, (), "", interval.start_s, cohort)
         news += [(interval.start_s, False, lease), (interval.end_s, True, lease)]
-    yield from sorted(news, key=lambda of: (of[0], of[1], of[2].key))
+    yield from sorted(news, key=_by_time)
+
+
+def _by_time(news: tuple[float, bool, Lease]) -> tuple[float, bool, str, int]:
+    at_s, has_ended, lease = news
+    return at_s, has_ended, lease.key.node, lease.key.epoch

@@ -55,6 +55,8 @@ class Trace:
 
     def between(self, start_s: float, end_s: float) -> Trace:
         """The part of the trace within [start_s, end_s), with time still counted from the trace's origin."""
+        if all(start_s <= i.start_s and i.end_s <= end_s for i in self.intervals):
+            return self
         cut = (
             IdleInterval(max(i.start_s, start_s), i.node, min(i.end_s, end_s))
             for i in self.intervals
