@@ -74,8 +74,8 @@ def _reserve(found: Sequence[Offers], view: View) -> list[PoolKey | None]:
     left = {key: pool.capacity for key, pool in view.pools.items()}
     reserved: list[PoolKey | None] = []
     for of_job in found:
-        standing = of_job[0].standing
-        must_run = has_its_turn(standing.job) or standing.is_left_alone(view.terms.now_s)
+        standing, horizon_s = of_job[0].standing, view.terms.horizon_s(of_job[0].pool[0])
+        must_run = has_its_turn(standing.job, horizon_s) or standing.is_left_alone(view.terms.now_s)
         room = [claim for claim in of_job if claim.floor_width <= left[claim.pool]] if must_run else []
         reserved.append(room[0].pool if room else None)
         if room:

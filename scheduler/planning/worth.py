@@ -1,6 +1,6 @@
 """What a width is worth to a job: the planner's whole objective, in useful node-seconds over the horizon.
 
-    worth(n) = importance * ((horizon_s - stall_s(n)) * useful(n) - regret_s(n) * useful(kept))
+    worth(n) = importance * (max(horizon_s - stall_s(n), LEAST * horizon_s) * useful(n) - regret_s(n) * useful(kept))
 
     useful(n)     the job's rate at width n in units of its one-worker rate. What it needs to be in time for a deadline
                   counts more; so does its narrowest width, if it has waited for long
@@ -21,10 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.domain.jobs import Job, JobKind, RescaleCosts
+from scheduler.domain.jobs import Job, JobKind, JobState, RescaleCosts
 from scheduler.planning.curves import Rates
 
 Values = NDArray[np.float64]
+
+LEAST = 0.02
+"""Share of the horizon that counts however long a stall is: nodes may stay for longer than is to be expected. So a job
+whose start takes longer than the horizon gets what nobody else wants, and its turn once it has waited for long."""
 
 NOISE = 0.07
 """Share of a rate that may be error of its measurement: no workers change hands for less."""
@@ -58,11 +62,15 @@ class Position:
 
 def width_values(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: float, importance: float) -> Values:
     """What each width is worth [len(useful)]."""
+
+    def left_s(stall_s: float) -> float:
+        return max(horizon_s - stall_s, LEAST * horizon_s)
+
     staying_s = costs.down_s if at.kept < at.current else at.stall_left_s
-    values: Values = max(horizon_s - costs.up_s, 0.0) * useful
-    values[at.kept : at.kept + 1] = max(horizon_s - staying_s, 0.0) * useful[at.kept : at.kept + 1]
+    values: Values = left_s(costs.up_s) * useful
+    values[at.kept : at.kept + 1] = left_s(staying_s) * useful[at.kept : at.kept + 1]
     if at.kept:
-        values[: at.kept] = max(horizon_s - costs.down_s, 0.0) * useful[: at.kept]
+        values[: at.kept] = left_s(costs.down_s) * useful[: at.kept]
         values[: at.kept] -= regret(useful, at, costs, horizon_s)
     values *= importance
     return values
@@ -88,10 +96,12 @@ def patience(job: Job, now_s: float) -> float:
     return (job.waited_s / PATIENCE_S) ** 2 * max(0.0, 1.0 - since_s / TURN_S)
 
 
-def has_its_turn(job: Job) -> bool:
+def has_its_turn(job: Job, horizon_s: float) -> bool:
     """Whether the job gets its floor before the rest is weighed: served models, and who has never run (others shrink
-    for it). It keeps its turn until it runs: else what was given to it would be taken away again at once."""
-    return job.kind is JobKind.SERVE or job.started_s is None
+    for it). It keeps its turn until it runs: else what was given to it would be taken away again at once; and so does
+    who starts again, if that takes longer than the horizon."""
+    starts_slowly = job.state is JobState.STARTING and job.costs.up_s >= horizon_s
+    return job.kind is JobKind.SERVE or job.started_s is None or starts_slowly
 
 
 def fairness_of(users: dict[str, float]) -> dict[str, float]:

@@ -8,11 +8,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.mixed_integer import by_node, by_width
+from scheduler.domain.jobs import RescaleCosts
 from scheduler.planning.allocation import Demand, allocate
 from scheduler.planning.candidates import Candidate, Key, Pooling
 from scheduler.planning.markets import prices_of
 from scheduler.planning.pooling import choose_pools
 from scheduler.planning.sharpening import sharpen
+from scheduler.planning.worth import Position, width_values
 
 LIMIT_S = 60.0
 
@@ -138,15 +140,36 @@ def test_one_pool_is_the_optimum_of_the_mixed_integer_program(seed: int, jobs: i
     assert found.gap < 1e-6
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_published_program_has_the_same_optimum(seed: int) -> None:
-    """One binary for each job and node, a job only growing or only shrinking."""
-    (key,) = keys = [("s", "k")]
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(4, 9))
+@settings(max_examples=25, deadline=None)
+def test_the_published_program_has_the_same_optimum(seed: int, jobs: int, nodes: int) -> None:
+    """One binary for each job and node, a job only growing or only shrinking; the planner's own worth of each width,
+    with stalls that run, losses and starts."""
     rng = np.random.default_rng(seed)
-    candidates = [_candidate(rng, keys, 6) for _ in range(4)]
-    best = by_node(candidates, [2, 0, 3, 1], 10, LIMIT_S)
+    now = [int(n) for n in rng.multinomial(int(rng.integers(0, nodes + 1)), np.full(jobs, 1 / jobs))]
+    candidates = [_weighed(rng, kept, nodes) for kept in now]
+    best = by_node(candidates, now, nodes, LIMIT_S)
+    found = allocate([candidate.demand(("s", "k")) for candidate in candidates], nodes)
     assert best.is_optimal
-    assert best.value == pytest.approx(by_width(candidates, {key: 10}, LIMIT_S).value)
+    assert found is not None
+    assert found.value == pytest.approx(best.value, abs=1e-6)
+    assert found.gap < 1e-6
+
+
+def _weighed(rng: np.random.Generator, kept: int, nodes: int) -> Candidate:
+    """A job that keeps so many workers."""
+    useful = np.arange(nodes + 1) ** rng.uniform(0.4, 1.0)
+    costs = RescaleCosts(float(rng.uniform(0, 60)), float(rng.uniform(0, 30)))
+    at = Position(kept, kept + int(rng.integers(0, 2)), float(rng.choice([0.0, 5.0, 40.0])) if kept else 0.0)
+    values = width_values(useful, at, costs, float(rng.uniform(30, 600)), float(rng.choice([0.5, 1.0, 4.0])))
+    return Candidate({("s", "k"): Demand(1, values[1:])}, float(values[0]))
+
+
+def test_a_job_may_grow_by_more_than_half_of_the_pool_at_once() -> None:
+    """The published bound on migration, nodes + 1, forbids it; twice the nodes and one is right."""
+    candidate = Candidate({("s", "k"): Demand(1, np.arange(1.0, 11.0))}, 0.0)
+    assert by_node([candidate], [1], 10, LIMIT_S).value == pytest.approx(10.0)
+    assert allocate([candidate.demand(("s", "k"))], 10).widths == (10,)  # type: ignore[union-attr]
 
 
 def test_several_kinds_give_the_same_answer_whatever_the_order_of_jobs() -> None:

@@ -6,8 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.domain.cluster import Lease, LeaseKey, LeaseState
+from scheduler.inventory.past import SitePast
 from scheduler.planning.allocation import Demand, allocate
-from scheduler.planning.tempo import Tempo
+from scheduler.planning.forecast import Forecast
+from scheduler.planning.tempo import Tempo, horizon_s
 from scheduler.simulation.knapsack import best_widths
 
 VALUES = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=12)
@@ -23,6 +26,32 @@ def test_the_same_optimum_as_the_plain_programme_and_the_bound_holds(jobs: list[
     assert abs(found.value - best) <= 1e-7
     assert best - 1e-7 <= found.bound
     assert sum(found.widths) <= capacity
+
+
+def forecast_of(mean_s: float) -> Forecast:
+    """Of a site whose nodes stay so long on average."""
+    return Forecast((1 / mean_s,) * len(Forecast().hazard_per_s))
+
+
+@given(st.floats(1.0, 5000.0), st.floats(1.0, 5000.0), st.floats(20.0, 20_000.0), st.floats(20.0, 20_000.0))
+def test_the_longer_nodes_stay_and_the_calmer_the_site_the_longer_is_the_horizon(
+    gap_s: float, other_gap_s: float, life_s: float, other_life_s: float
+) -> None:
+    short = horizon_s(min(gap_s, other_gap_s), forecast_of(min(life_s, other_life_s)))
+    long = horizon_s(max(gap_s, other_gap_s), forecast_of(max(life_s, other_life_s)))
+    assert 30.0 <= short <= long * (1 + 1e-9)
+    assert long <= max(30.0, max(gap_s, other_gap_s), max(life_s, other_life_s)) * 1.05
+
+
+def test_each_site_has_the_horizon_that_its_own_past_gives() -> None:
+    """Nobody sets it: where nodes come and go all the time, decisions stand for less long."""
+    past, calm = SitePast(), SitePast()
+    for number in range(200):
+        lease = Lease(LeaseKey(f"n{number}", number + 1), "s", LeaseState.READY, (), "", 30.0 * number, "c")
+        past.opened(lease.started_s)
+        past.ended(lease, lease.started_s + 20.0, "owner")
+    restless_s, calm_s = past.outlook("s", 6000.0, ()).horizon_s, calm.outlook("s", 6000.0, ()).horizon_s
+    assert 30.0 <= restless_s < 0.2 * calm_s
 
 
 def test_changes_at_one_instant_are_one() -> None:

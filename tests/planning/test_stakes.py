@@ -44,6 +44,13 @@ def test_a_job_with_priority_gets_more() -> None:
     assert "(priority +1)" in str(world.loop.unplaced[first])
 
 
+def test_a_job_that_weighs_more_gets_more() -> None:
+    world = world_with(8)
+    plain, heavy = world.submit(**WIDE), world.submit(**WIDE, weight=2.0)
+    world.run(10.0)
+    assert widths(world, heavy)[0] > widths(world, plain)[0] >= 1
+
+
 def test_a_job_with_a_deadline_gets_more_until_it_has_passed() -> None:
     world = world_with(8)
     plain, due = world.submit(**WIDE), world.submit(**WIDE, deadline_s=7200.0)

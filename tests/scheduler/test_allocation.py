@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,12 @@ def test_rates_go_through_measured_points() -> None:
     assert np.allclose(rates[[1, 2, 3]], [1.0, 1.5, 2.0], atol=0.1)
 
 
+def test_rates_are_in_units_of_the_jobs_own_one_node_rate() -> None:
+    """A job of small samples, a thousand times as many a second, counts no more than one of large ones."""
+    curve = ((1, 10.0), (3, 20.0), (8, 41.0))
+    assert np.allclose(relative_rates(tuple((n, 1000 * rate) for n, rate in curve), 8), relative_rates(curve, 8))
+
+
 def test_starts_growths_and_losses_are_charged() -> None:
     rates, costs = np.arange(6.0), RescaleCosts(up_s=10.0, down_s=4.0)
     start = width_values(rates, Position(0, 0), costs, 100.0, 1.0)
@@ -80,6 +87,8 @@ def test_starts_growths_and_losses_are_charged() -> None:
     struck = width_values(rates, Position(2, 3), costs, 100.0, 1.0)
     assert struck[2] == 96 * 2, "the loss itself must be paid"
     assert struck[3] == 90 * 3, "and growth only beyond it"
+    slow = width_values(rates, Position(0, 0), RescaleCosts(up_s=500.0), 100.0, 1.0)
+    assert slow[2] == pytest.approx(0.02 * 100 * 2), "nodes may stay for longer than is to be expected"
     stalled = width_values(rates, Position(3, 3, stall_left_s=7.0), costs, 100.0, 2.0)
     assert stalled[3] == 2 * 93 * 3
     assert stalled[2] == 2 * 96 * 2, "it stands still in any case"
