@@ -9,6 +9,7 @@ import pytest
 
 from scheduler.domain.jobs import Job, JobState, KindCurve, Point, Role, RoleNeed
 from scheduler.domain.plan import Assign
+from scheduler.inventory.learning import learn_kind
 from scheduler.planning.kinds import rates_on, speeds_of
 from scheduler.planning.plan import plan
 from tests.scheduler.world import SERVE, World, submit_event
@@ -213,6 +214,14 @@ def test_what_a_site_measures_on_a_kind_is_kept_apart() -> None:
     (measured,) = world.job(job).kind_curves
     assert measured.kind == "gpu"
     assert [(p.width, p.rate) for p in measured.points] == [(2, 2.0)]
+
+
+def test_each_point_says_how_often_it_was_measured() -> None:
+    """That is how far it is to be trusted: a new measurement counts the less against it."""
+    once = learn_kind((), "gpu", (), 4, 10.0)
+    twice = learn_kind(learn_kind(once, "gpu", (), 2, 6.0), "gpu", (), 4, 20.0)
+    assert [(p.width, p.count) for p in twice[0].points] == [(2, 1), (4, 2)]
+    assert twice[0].points[1].rate == pytest.approx(13.0)
 
 
 def test_the_same_plan_in_any_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -32,8 +33,13 @@ def lease(number: int, started_s: float, node: str = "n0", cohort: str = "c") ->
 Rate = Callable[[Lease, float], float]
 
 
-def lived(rate: Rate, days: float, seed: int = 1, nodes: int = 40) -> tuple[SitePast, list[Lease], float]:
-    """A site whose nodes are taken at a rate of their own: what it learns, who is left at the end, and when that is."""
+def lived(
+    rate: Rate, days: float, seed: int = 1, nodes: int = 40, gone: list[Lease] | None = None
+) -> tuple[SitePast, list[Lease], float]:
+    """A site whose nodes are taken at a rate of their own: what it learns, who is left at the end, and when that is.
+
+    `gone`: gets the leases that ended, as a store keeps them.
+    """
     rng, past, live = random.Random(seed), SitePast(), dict[str, Lease]()
     number, step_s, now_s = 0, 60.0, 0.0
     while now_s < days * DAY_S:
@@ -41,6 +47,8 @@ def lived(rate: Rate, days: float, seed: int = 1, nodes: int = 40) -> tuple[Site
         for node, of in list(live.items()):
             if rng.random() < rate(of, now_s) * step_s:
                 past.ended(live.pop(node), now_s, "owner")
+                if gone is not None:
+                    gone.append(replace(of, state=LeaseState.ENDED, ended_s=now_s, end_cause="owner"))
         for index in range(nodes):
             node = f"n{index}"
             if node not in live and rng.random() < 0.2:
@@ -104,6 +112,28 @@ def test_hours_in_which_nodes_are_taken_are_learnt() -> None:
     night, day = (Lasting(5 * DAY_S + hour * HOUR_S, [outlook]) for hour in (2, 10))
     fresh = (lease(0, 5 * DAY_S + hour * HOUR_S) for hour in (2, 10))
     assert night.chance(next(fresh), 1800.0) > day.chance(next(fresh), 1800.0) + 0.2
+
+
+@pytest.mark.parametrize("is_restless", [True, False])
+def test_what_was_learnt_is_learnt_again_after_a_restart(is_restless: bool) -> None:
+    """From the leases alone that a store keeps: hours, beliefs, the forecast by age and how it came true."""
+
+    def by_day(of: Lease, now_s: float) -> float:
+        return 1 / 900 if is_restless and 8 <= now_s // HOUR_S % HOURS < 18 else 1 / 7200
+
+    gone: list[Lease] = []
+    past, live, now_s = lived(by_day, days=4.0, gone=gone)
+    again = SitePast()
+    again.restore([*gone[::2], *live, *gone[1::2]])
+    before, after = past.outlook("s", now_s, live), again.outlook("s", now_s, live)
+    assert after.horizon_s == pytest.approx(before.horizon_s)
+    assert after.hazard_per_s == pytest.approx(before.hazard_per_s, rel=0.02)
+    assert again.surroundings.beliefs() == past.surroundings.beliefs()
+    assert bool(before.factors.hour) is is_restless
+    assert after.factors.hour == pytest.approx(before.factors.hour, rel=0.05)
+    for one, other in zip(again.foretold.calibration(), past.foretold.calibration(), strict=True):
+        assert one.predicted == pytest.approx(other.predicted, abs=0.02)
+        assert one.observed == pytest.approx(other.observed, abs=0.02)
 
 
 def test_a_neighbourhood_that_is_being_taken_is_learnt() -> None:
