@@ -11,7 +11,8 @@ Each replay that is done is told on standard error.
    defaults are those of FACTS for a regrouping without a restart: 0.3 s up, 1 s down, 3 s for a new process.
 3. What notice before a reclaim is worth: without any, each loss costs a job `--kill-s` (detection and recovery, as
    `bench.rescale` measures them) and the work since its last snapshot; with notice `--notice-s` and no work. Notice
-   that is part of the time lent costs that time, for jobs leave when they hear it; on top of it, it costs none.
+   that is part of the time lent costs that time, for jobs leave when they hear it; on top of it, it costs none. And how
+   often jobs are struck, each time for half of the steps between two snapshots.
 4. A served model with every expert twice on 16 nodes of Summit: how often every expert is live, and what has to be
    moved for that, against the same planner with the ages, cohorts and ends of all leases hidden from it. On the days
    on which placement was developed, and on others.
@@ -54,6 +55,8 @@ HORIZONS_S = (60.0, 300.0, 600.0, 1800.0)
 GRACES_S = (0.0, 5.0, 15.0, 30.0, 60.0, 120.0)
 PARTS = ("published", "runtime", "grace", "served", "unknown")
 """What can be measured, in the order of the list above."""
+STEPS_LOST = 4.0
+"""By a kill: half of the eight steps between two snapshots."""
 LOST_S = (0.0, 2.5, 5.0, 30.0)
 """Work that a kill without notice undoes: on average half of what is done between two snapshots."""
 SERVED_NODES = 16
@@ -142,6 +145,19 @@ def harvest(run: Run) -> float:
     presences = [(r.job, r.admitted_s, replay.end_s) for r in replay.jobs]
     bound = frictionless(trace, presences, replay.start_s, replay.end_s)
     return sum(record.clock.tally.useful_s for record in replay.jobs) / bound.useful_s
+
+
+def strikes(run: Run) -> tuple[float, float]:
+    """How often an hour a job lost nodes to their owner at once, and how many nodes in all."""
+    setting = Setting(parallel=PARALLEL, endless=True, physics=run.physics)
+    with seldom_collecting():
+        replay = Replayer(_traces[run.trace], _mixes[run.mix], Replanner(), setting).run()
+    ends = {(interval.node, interval.end_s) for interval in replay.trace.intervals}
+    taken = [
+        sum((node, at_s) in ends for node in left) for record in replay.jobs for at_s, _, left in record.clock.changes
+    ]
+    hours = (replay.end_s - replay.start_s) / 3600
+    return sum(map(bool, taken)) / hours, sum(taken) / hours
 
 
 def _planner(run: Run, mix: Sequence[MixJob]) -> Planner:
@@ -274,10 +290,17 @@ def runtime_costs(slices: Iterable[Slice], physics: Physics, ask: Ask) -> Rows:
     ]
 
 
-def grace(slices: Iterable[Slice], known: Physics, struck: Physics, graces_s: Sequence[float], ask: Ask) -> Rows:
+def grace(
+    slices: Iterable[Slice],
+    known: Physics,
+    struck: Physics,
+    graces_s: Sequence[float],
+    ask: Ask,
+    pool: ProcessPoolExecutor,
+) -> Rows:
     """Rows of 3: `known` holds with notice, `struck` without; the peer is notice that costs no lent time."""
-    names = [s.name for s in slices if s.name in ("Summit", "Prometheus")]
-    mix = "ShuffleNet"
+    names, mix = [s.name for s in slices], "ShuffleNet"
+    counts = {name: pool.submit(strikes, Run(name, mix, physics=struck)) for name in names}
     noticed = {(n, g): ask(Run(n, mix, physics=known, grace_s=g)) for n in names for g in graces_s}
     hits = {lost_s: replace(struck, down_s=(struck.down_s or 0.0) + lost_s) for lost_s in LOST_S}
     killed = {(n, lost_s): ask(Run(n, mix, physics=hits[lost_s])) for n in names for lost_s in LOST_S}
@@ -286,7 +309,10 @@ def grace(slices: Iterable[Slice], known: Physics, struck: Physics, graces_s: Se
     def rows() -> list[Row]:
         made = []
         for name in names:
-            best = noticed[name, 0.0].result()
+            best, (times, nodes) = noticed[name, 0.0].result(), counts[name].result()
+            made.append(row(f"times that a job is struck, {name}, {mix}", "an hour", times))
+            made.append(row(f"nodes that jobs lose to their owner, {name}, {mix}", "an hour", nodes))
+            made.append(row(f"steps lost without notice, {name}, {mix}", "an hour", times * STEPS_LOST))
             for lost_s in LOST_S:
                 what = f"harvest, {name}, {mix}, no notice, {lost_s:g} s of work lost by each kill"
                 made.append(row(what, "of bound", killed[name, lost_s].result(), peer, best))
@@ -334,7 +360,7 @@ def main() -> None:
         parts: dict[str, Callable[[], Rows]] = {
             "published": lambda: published_costs(slices, horizons_s, ask),
             "runtime": lambda: runtime_costs(slices, physics, ask),
-            "grace": lambda: grace(slices, known, struck, graces_s, ask),
+            "grace": lambda: grace(slices, known, struck, graces_s, ask, pool),
             "unknown": lambda: unknown_curves(slices, ask),
             "served": lambda: serving(serving_slices, pool),
         }
