@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 28, 52, 44
-GAP, NAME_WIDTH = 20, 110
+GAP, NAME_WIDTH = 20, 118
 
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #444 } .title { font-weight: 600 } .grid { stroke: #ddd }
@@ -38,15 +38,21 @@ class Chart:
     title: str
     lines: tuple[Line, ...]
     goal: float
+    goal_name: str
 
 
 CHARTS = (
     Chart(
         "processor time of a plan, ms",
-        (Line("first_plan_ms", "first", "a"), Line("p99_ms", "99th percentile", "b"), Line("p50_ms", "median", "c")),
+        (
+            Line("first_plan_ms", "first plan", "a"),
+            Line("p99_ms", "99th percentile", "b"),
+            Line("p50_ms", "median", "c"),
+        ),
         1000.0,
+        "goal of the 99th percentile",
     ),
-    Chart("memory, GB", (Line("memory_gb", "the whole process", "a"),), 4.0),
+    Chart("memory, GB", (Line("memory_gb", "the whole process", "a"),), 4.0, "goal"),
 )
 
 
@@ -76,7 +82,7 @@ def _chart(chart: Chart, sizes: Sequence[Mapping[str, float]]) -> str:
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">nodes</text>')
     at_goal = amount.at(chart.goal)
     parts.append(f'<line class="goal" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_goal:.1f}" y2="{at_goal:.1f}"/>')
-    parts.append(f'<text x="{LEFT + 6}" y="{at_goal - 5:.1f}">goal</text>')
+    parts.append(f'<text x="{LEFT + 6}" y="{at_goal - 5:.1f}">{chart.goal_name}</text>')
     for number, line in enumerate(chart.lines):
         points = [(nodes.at(of["nodes"]), amount.at(of[line.figure])) for of in sizes]
         parts.append(_drawn(line, points) + _legend(line, LEFT + number * NAME_WIDTH))
