@@ -137,15 +137,16 @@ def test_a_slow_shard_is_overtaken_and_asked_again_once_it_is_awake(shards: Shar
 
 def test_of_an_answer_that_another_copy_gave_in_part_only_the_rest_is_taken() -> None:
     x_TD, ids_TK, _ = _batch(9)
-    work = _Layer.of(0, x_TD, ids_TK)
+    rows = dict(enumerate(torch.bincount(ids_TK.flatten()).tolist()))
+    work = _Layer.of(0, x_TD, ids_TK.numpy(), rows, [3, 0, 5, 1, 2, 4])
     first, whole = work.ask([1, 2]), work.ask([0, 1, 2, 3, 4, 5])
     work.fill(first.experts, first.rows())
     work.fill(whole.experts, -whole.rows())
     sign_NK = torch.where((ids_TK == 1) | (ids_TK == 2), 1.0, -1.0)
-    assert torch.equal(work.y_ND.view(9, 2, WIDTH), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
+    assert torch.equal(work.finish(), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
     assert not work.missing
     work.fill(first.experts, -first.rows())
-    assert torch.equal(work.y_ND.view(9, 2, WIDTH), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
+    assert torch.equal(work.finish(), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
 
 
 def test_an_expert_without_a_copy_waits_for_a_table_that_has_one(shards: Shards) -> None:
