@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - tensors carry their dimensions in fields too
 """An engine's side of the expert calls: every layer's calls leave together, and each is answered by some copy.
 
 A shard that hangs up is replaced at once by the other copies of its experts; one that is slow is asked no longer
@@ -15,12 +14,12 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from runtime.serving.expert_calls import BITS, ExpertCall, bits, decode_reply, encode_call, taken, tensor_of
+from runtime.serving.expert_calls import decode_reply, encode_call
+from runtime.serving.layer_work import LayerWork, PendingCall
 from runtime.serving.link import Link
 from runtime.serving.routing import Routing, share_out
 from runtime.serving.wire import Frame, Kind
@@ -38,109 +37,6 @@ CONNECT_TIMEOUT_S = 2.0
 
 class PlaneClosed(Exception):
     """The engine stops; nobody waits for the answer any more."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    """One call under way: which experts it asks for, and until when it may be the only one."""
-
-    link: Link
-    experts: list[int]
-    rows: int
-    sent_s: float
-    hedge_s: float
-    place: memoryview | None  # where its answer belongs, if that is one piece
-    hedged: bool = False
-
-
-@dataclass(slots=True)
-class _Layer:
-    """One layer's work: its (token, expert) pairs, sorted so that those of a shard lie together and its answer can be
-    received where it belongs. Invariant: an expert is in `missing` until the rows of `y_PD` that are its pairs' are
-    filled."""
-
-    layer: int
-    x_TD: torch.Tensor
-    order_P: np.ndarray | None  # pair (t, k) as t * K + k, by sorted place; None: as they come
-    token_P: np.ndarray | None
-    spans: dict[int, tuple[int, int]]  # expert -> its pairs
-    y_PD: np.ndarray  # its bits
-    answer: torch.Tensor  # y_TKD, made early, as torch is slow right after a wait; of the same memory if in that order
-    missing: set[int]
-    calls: dict[int, _Pending] = field(default_factory=dict)
-    changes: int = -1  # of the plane, which this work has followed
-
-    @staticmethod
-    def of(layer: int, x_TD: torch.Tensor, expert_TK: np.ndarray, rows: dict[int, int], order: list[int]) -> _Layer:
-        """Nothing of it asked yet. `rows`: how many pairs each expert has; `order`: the experts as they are to lie."""
-        tokens, active = expert_TK.shape
-        order_P = None
-        if len(order) > 1:
-            place_E = np.empty(max(order) + 1, np.int16)
-            place_E[order] = np.arange(len(order))
-            order_P = place_E[expert_TK.ravel()].argsort(kind="stable")
-        spans, end = {}, 0
-        for expert in order:
-            begin, end = end, end + rows[expert]
-            spans[expert] = (begin, end)
-        token_P = order_P if order_P is None or active == 1 else order_P // active
-        y_TKD = np.empty((tokens, active, x_TD.shape[1]), BITS[x_TD.dtype])
-        y_PD = (y_TKD if order_P is None else np.empty_like(y_TKD)).reshape(tokens * active, x_TD.shape[1])
-        return _Layer(layer, x_TD, order_P, token_P, spans, y_PD, tensor_of(y_TKD, x_TD.dtype), set(order))
-
-    def rows(self, experts: Iterable[int]) -> dict[int, int]:
-        """How many pairs each expert has."""
-        return {e: self.spans[e][1] - self.spans[e][0] for e in experts}
-
-    def ask(self, experts: list[int]) -> ExpertCall:
-        """The call for some of the experts; only the tokens that they need travel, each once."""
-        counts = [self.spans[e][1] - self.spans[e][0] for e in experts]
-        token_P = self._tokens(experts)
-        if token_P is None:
-            return ExpertCall(self.layer, self.x_TD, experts, counts)
-        if len(experts) == 1:  # which has no token twice
-            return ExpertCall(self.layer, taken(self.x_TD, token_P), experts, counts)
-        is_needed_T = np.zeros(len(self.x_TD), bool)
-        is_needed_T[token_P] = True
-        tokens = is_needed_T.nonzero()[0]
-        if len(tokens) == len(token_P):
-            return ExpertCall(self.layer, taken(self.x_TD, token_P), experts, counts)
-        if len(tokens) == len(self.x_TD):
-            return ExpertCall(self.layer, self.x_TD, experts, counts, token_P.astype(np.uint32))
-        place_T = is_needed_T.cumsum(dtype=np.uint32) - np.uint32(1)
-        return ExpertCall(self.layer, taken(self.x_TD, tokens), experts, counts, place_T[token_P])
-
-    def place(self, experts: list[int]) -> memoryview:
-        """Where the answer for experts that lie together goes."""
-        return memoryview(self.y_PD[self.spans[experts[0]][0] : self.spans[experts[-1]][1]]).cast("B")
-
-    def unasked(self) -> list[int]:
-        """Experts that no call under way asks for."""
-        return sorted(self.missing.difference(*(call.experts for call in self.calls.values())))
-
-    def fill(self, experts: list[int], y_PD: torch.Tensor) -> None:
-        """Take an answer; parts that another copy has given already are left as they are."""
-        begin, given_PD = 0, bits(y_PD)
-        for expert in experts:
-            low, high = self.spans[expert]
-            end = begin + high - low
-            if expert in self.missing:
-                self.y_PD[low:high] = given_PD[begin:end]
-            begin = end
-        self.missing.difference_update(experts)
-
-    def finish(self) -> torch.Tensor:
-        """`y_TKD`, once nothing is missing."""
-        if self.order_P is not None:
-            bits(self.answer).reshape(self.y_PD.shape)[self.order_P] = self.y_PD
-        return self.answer
-
-    def _tokens(self, experts: list[int]) -> np.ndarray | None:
-        """Of the pairs of some experts; None for all tokens in order."""
-        if self.token_P is None:
-            return None
-        parts = [self.token_P[slice(*self.spans[e])] for e in experts]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class ExpertPlane:
@@ -268,20 +164,20 @@ class ExpertPlane:
         self.hop_s += time.monotonic() - started
         return y_TKD
 
-    def _begin(self, layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> _Layer:
+    def _begin(self, layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> LayerWork:
         """All calls of a layer on their way; what no live copy has is asked for once there is one."""
         ids_TK = expert_TK.numpy()
         rows = {e: n for e, n in enumerate(np.bincount(ids_TK.ravel()).tolist()) if n}
         changes, chosen, orphans = self._changes, *self._choose(layer, rows)
         order = [e for asked in chosen.values() for e in asked]
-        work = _Layer.of(layer, x_TD if x_TD.is_cpu else x_TD.cpu(), ids_TK, rows, order + orphans)
+        work = LayerWork.of(layer, x_TD if x_TD.is_cpu else x_TD.cpu(), ids_TK, rows, order + orphans)
         if not orphans:
             work.changes, self.orphans = changes, ()
         for shard, asked in chosen.items():
             self._send_one(work, shard, asked, work.place(asked))
         return work
 
-    def _round(self, work: _Layer) -> None:
+    def _round(self, work: LayerWork) -> None:
         """Take what has arrived; ask again where a shard died or is slow; wait where no copy lives."""
         if work.changes != self._changes:
             self._follow(work)
@@ -293,7 +189,7 @@ class ExpertPlane:
             return
         self._gather(work)
 
-    def _follow(self, work: _Layer) -> None:
+    def _follow(self, work: LayerWork) -> None:
         """Links or table have changed: what is asked nowhere now is asked elsewhere."""
         if self._closed:
             raise PlaneClosed
@@ -317,19 +213,19 @@ class ExpertPlane:
         slow = [link.shard for link in self._links.values() if link.under_way]
         return share_out(self._routing, layer, rows, (dead, slow))
 
-    def _send_one(self, work: _Layer, shard: str, experts: list[int], place: memoryview | None = None) -> None:
+    def _send_one(self, work: LayerWork, shard: str, experts: list[int], place: memoryview | None = None) -> None:
         call = work.ask(experts)
         now_s = time.monotonic()
         self._next_call += 1
         hedge_s = now_s + SLOW_S + SLOW_FACTOR * self._row_s * call.pairs
         link = self._links[shard]
-        work.calls[self._next_call] = _Pending(link, experts, call.pairs, now_s, hedge_s, place)
+        work.calls[self._next_call] = PendingCall(link, experts, call.pairs, now_s, hedge_s, place)
         try:
             link.send(self._next_call, encode_call(call), now_s, place)
         except OSError as error:
             self._lose(link, error)
 
-    def _gather(self, work: _Layer) -> None:
+    def _gather(self, work: LayerWork) -> None:
         links = self._watched()
         polled_s = time.monotonic()
         hedge_s = min([call.hedge_s for call in work.calls.values() if not call.hedged], default=polled_s + 0.05)
@@ -364,7 +260,7 @@ class ExpertPlane:
                 link.was_blocked = link.is_blocked
         return self._polled
 
-    def _take(self, work: _Layer, frame: Frame) -> None:
+    def _take(self, work: LayerWork, frame: Frame) -> None:
         call = work.calls.pop(frame.call, None)
         if call is None:
             return  # the late answer of a shard that was overtaken by another copy
@@ -379,7 +275,7 @@ class ExpertPlane:
         per_row_s = (time.monotonic() - call.sent_s) / call.rows
         self._row_s += 0.1 * (per_row_s - self._row_s)
 
-    def _drop_copy(self, layer: int, call: _Pending) -> None:
+    def _drop_copy(self, layer: int, call: PendingCall) -> None:
         """A shard lacks an expert that the table says it has: ask others until the next table."""
         self.failovers += 1
         bad = {(layer, expert) for expert in call.experts}
@@ -399,7 +295,7 @@ class ExpertPlane:
         self._changes += 1
         self._wake.set()
 
-    def _hedge(self, work: _Layer, now_s: float) -> None:
+    def _hedge(self, work: LayerWork, now_s: float) -> None:
         """Ask another copy as well where one has been slow."""
         for number, call in [(n, c) for n, c in work.calls.items() if c.hedge_s < now_s and not c.hedged]:
             call.hedged, call.place = True, None

@@ -14,8 +14,9 @@ import torch
 
 from runtime.moe.experts import ExpertWeights, LocalExperts, run_segments
 from runtime.serving import wire
-from runtime.serving.dataplane import ExpertPlane, PlaneClosed, _Layer
+from runtime.serving.dataplane import ExpertPlane, PlaneClosed
 from runtime.serving.engine import RemoteExperts
+from runtime.serving.layer_work import LayerWork
 from runtime.serving.routing import ExpertId, Routing, table
 from runtime.serving.shard import ShardServer
 
@@ -138,7 +139,7 @@ def test_a_slow_shard_is_overtaken_and_asked_again_once_it_is_awake(shards: Shar
 def test_of_an_answer_that_another_copy_gave_in_part_only_the_rest_is_taken() -> None:
     x_TD, ids_TK, _ = _batch(9)
     rows = dict(enumerate(torch.bincount(ids_TK.flatten()).tolist()))
-    work = _Layer.of(0, x_TD, ids_TK.numpy(), rows, [3, 0, 5, 1, 2, 4])
+    work = LayerWork.of(0, x_TD, ids_TK.numpy(), rows, [3, 0, 5, 1, 2, 4])
     first, whole = work.ask([1, 2]), work.ask([0, 1, 2, 3, 4, 5])
     work.fill(first.experts, first.rows())
     work.fill(whole.experts, -whole.rows())
