@@ -58,7 +58,8 @@ class ExpertPlane:
         self._polled_changes = -1
         self._checked_s = 0.0
         self._wake = threading.Event()
-        self.failovers = 0
+        self.failovers = 0  # copies that died or lacked what they were said to have
+        self.hedges = 0  # calls that another copy was asked as well, since the first was slow
         self.hops = 0
         self.hop_s = 0.0
         self.wait_s = 0.0  # part of hop_s in which nothing was left to do here
@@ -303,7 +304,7 @@ class ExpertPlane:
             rows = work.rows(work.missing.intersection(call.experts))
             chosen, _ = self._choose(work.layer, rows, (call.link.shard,))
             for shard, experts in chosen.items():
-                self.failovers += 1
+                self.hedges += 1
                 self._send_one(work, shard, experts)
 
     def _give_up_dead(self, now_s: float) -> None:

@@ -178,6 +178,7 @@ class EngineWorker:
             "shards": plane.live_shards(),
             "orphans": list(plane.orphans),
             "failovers": plane.failovers,
+            "hedges": plane.hedges,
             "hops": plane.hops,
             "hop_s": plane.hop_s,
             "steps": server.steps if server else 0,

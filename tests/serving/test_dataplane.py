@@ -128,6 +128,8 @@ def test_a_slow_shard_is_overtaken_and_asked_again_once_it_is_awake(shards: Shar
     for seed in range(4):
         _check(shards.plane, seed=seed)
     assert "s2" in shards.plane.live_shards()
+    assert shards.plane.hedges
+    assert shards.plane.failovers == 0  # to be slow is not to be lost
     shards.banks["s2"].go.set()
     before = shards.servers["s2"].calls
     deadline_s = time.monotonic() + 20
