@@ -13,7 +13,7 @@ import logging
 import select
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 SLOW_S = 0.05
 """A call may take this long, and SLOW_FACTOR times what its rows usually take, before another copy is asked too."""
 SLOW_FACTOR = 5.0
+USUAL_S = 0.001
+"""A row is believed to take this long more than twice what was usual: single slow moments say nothing."""
 DEAD_S = 20.0
 """A shard that has not answered for this long is hung up on."""
 RECONNECT_S = 0.25
@@ -207,18 +209,22 @@ class ExpertPlane:
         self.orphans = tuple((work.layer, expert) for expert in work.unasked())
 
     def _choose(
-        self, layer: int, rows: dict[int, int], without: tuple[str, ...] = ()
+        self, layer: int, rows: dict[int, int], without: Collection[str] = ()
     ) -> tuple[dict[str, list[int]], list[int]]:
         """Which shards to ask for experts with so many rows; those that still owe an answer only where they must."""
         dead = [s for s in self._routing.shards if s not in self._links or s in without]
         slow = [link.shard for link in self._links.values() if link.under_way]
         return share_out(self._routing, layer, rows, (dead, slow))
 
+    def patience_s(self, rows: int) -> float:
+        """How long a call with so many rows may take before another copy is asked too."""
+        return SLOW_S + SLOW_FACTOR * self._row_s * rows
+
     def _send_one(self, work: LayerWork, shard: str, experts: list[int], place: memoryview | None = None) -> None:
         call = work.ask(experts)
         now_s = time.monotonic()
         self._next_call += 1
-        hedge_s = now_s + SLOW_S + SLOW_FACTOR * self._row_s * call.pairs
+        hedge_s = now_s + self.patience_s(call.pairs)
         link = self._links[shard]
         work.calls[self._next_call] = PendingCall(link, experts, call.pairs, now_s, hedge_s, place)
         try:
@@ -274,7 +280,7 @@ class ExpertPlane:
         else:
             work.fill(call.experts, decode_reply(frame.body, work.x_TD.dtype, call.rows, work.y_PD.shape[1]))
         per_row_s = (time.monotonic() - call.sent_s) / call.rows
-        self._row_s += 0.1 * (per_row_s - self._row_s)
+        self._row_s += 0.1 * (min(per_row_s, 2.0 * self._row_s + USUAL_S) - self._row_s)
 
     def _drop_copy(self, layer: int, call: PendingCall) -> None:
         """A shard lacks an expert that the table says it has: ask others until the next table."""
@@ -297,12 +303,13 @@ class ExpertPlane:
         self._wake.set()
 
     def _hedge(self, work: LayerWork, now_s: float) -> None:
-        """Ask another copy as well where one has been slow."""
+        """Ask another copy as well where one has been slow; nobody twice, as they may all be busy."""
         for number, call in [(n, c) for n, c in work.calls.items() if c.hedge_s < now_s and not c.hedged]:
             call.hedged, call.place = True, None
             call.link.divert(number)
-            rows = work.rows(work.missing.intersection(call.experts))
-            chosen, _ = self._choose(work.layer, rows, (call.link.shard,))
+            late = work.missing.intersection(call.experts)
+            asked = {c.link.shard for c in work.calls.values() if not late.isdisjoint(c.experts)}
+            chosen, _ = self._choose(work.layer, work.rows(late), asked)
             for shard, experts in chosen.items():
                 self.hedges += 1
                 self._send_one(work, shard, experts)

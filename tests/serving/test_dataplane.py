@@ -138,6 +138,19 @@ def test_a_slow_shard_is_overtaken_and_asked_again_once_it_is_awake(shards: Shar
     assert shards.servers["s2"].calls > before + 2
 
 
+def test_one_slow_moment_brings_no_flood_of_calls_and_no_longer_waits_for_a_second_copy(shards: Shards) -> None:
+    _check(shards.plane)
+    patience_s = shards.plane.patience_s(1)
+    for bank in shards.banks.values():
+        bank.go.clear()
+    wake = threading.Timer(0.5, lambda: [bank.go.set() for bank in shards.banks.values()])
+    wake.start()
+    _check(shards.plane)
+    wake.join()
+    assert shards.plane.hedges <= LAYERS * len(shards.banks)  # each call once
+    assert shards.plane.patience_s(1) < 1.5 * patience_s
+
+
 def test_of_an_answer_that_another_copy_gave_in_part_only_the_rest_is_taken() -> None:
     x_TD, ids_TK, _ = _batch(9)
     rows = dict(enumerate(torch.bincount(ids_TK.flatten()).tolist()))
