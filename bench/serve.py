@@ -1,7 +1,8 @@
 """Serving speed: our engine against transformers' `generate` and its continuous batching, and experts on three nodes.
 
     python -m bench.serve [--gguf FILE] [--concurrency 1 8 32] [--rounds 3] [--device cuda] [--cpu-time]
-                          [--trace CSV [--trace-minutes 10]] [--only PART ...] [--json FILE]
+                          [--trace CSV [--trace-minutes 10] [--trace-faster 1]] [--llama-cpp PYTHON]
+                          [--only PART ...] [--json FILE]
 
 Models: SmolLM2-135M if `--gguf` is given (`bench.served_models` says where from), else random weights in its shape, and
 a small random MoE in OLMoE's shape; fp32 on a CPU, bf16 on a GPU. All requests are there at once, with prompts of 16 to
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 
+from bench.llama_peer import LlamaCpp
 from bench.report import Row, argument_parser, publish, row
 from bench.served_models import olmoe, smollm2, smollm2_shape
 from bench.sharded import Sharded
@@ -43,7 +45,7 @@ from runtime.serving.sequences import StepScheduler
 STEP_TOKENS = 256
 SHARDS = 3
 LARGEST_BATCH = 32
-PARTS = ("dense", "moe", "nodes", "trace")
+PARTS = ("dense", "moe", "nodes", "trace", "llama")
 BATCHES = "transformers generate on all who wait"
 
 
@@ -163,10 +165,28 @@ def against_transformers(name: str, folder: Path, options: argparse.Namespace) -
     return rows
 
 
+def against_llama_cpp(name: str, folder: Path, options: argparse.Namespace) -> list[Row]:
+    """Ours and llama.cpp with the same numbers and as many threads."""
+    ours, rows = Ours(folder, options.device), []
+    with LlamaCpp(options.llama_cpp, options.gguf, folder, options.threads) as peer:
+
+        def one_by_one(works: Sequence[Work]) -> list[list[int]]:
+            return peer.run([work.prompt for work in works], [work.answer for work in works])
+
+        for count in options.concurrency:
+            works = mixed(count, ours.model.config.vocab_size)
+            mine, theirs = rates(works, options.rounds, time.perf_counter, ours.run, one_by_one)
+            title = f"{name}, {count} at once"
+            rows.append(row(title, "tokens/s", mine, f"llama-cpp-python {peer.version}, fp32", theirs, of="ratio"))
+            alike = sum(a == b for a, b in zip(ours.run(works), one_by_one(works), strict=True))
+            rows.append(row(f"{title}: answers equal to llama.cpp's", "of 1", alike / count))
+    return rows
+
+
 def on_a_trace(name: str, folder: Path, options: argparse.Namespace) -> list[Row]:
     """Requests as they came on a recorded day, to ours and to batches of `generate`."""
     ours, peer = Ours(folder, options.device), Transformers(folder, options.device)
-    works = recorded(options.trace, options.trace_minutes, ours.model.config.vocab_size)
+    works = recorded(options.trace, options.trace_minutes, ours.model.config.vocab_size, options.trace_faster)
     burst = works[: 2 * LARGEST_BATCH]
     started_s = time.perf_counter()
     ours.run(burst)
@@ -178,7 +198,8 @@ def on_a_trace(name: str, folder: Path, options: argparse.Namespace) -> list[Row
 
     mine = replay(works, add, lambda: [(each.sequence, bool(each.finish)) for each in engine.step()])
     theirs = replay_in_batches(works, peer.generate, LARGEST_BATCH)
-    figure = f"{name}, Azure trace, {options.trace_minutes:g} min, {len(works)} requests"
+    speed = f" {options.trace_faster:g} times as fast" if options.trace_faster != 1.0 else ""
+    figure = f"{name}, Azure trace, {options.trace_minutes:g} min{speed}, {len(works)} requests"
     return [
         row(f"{figure}: arrival to whole answer, median", "s", median_last_s(mine), BATCHES, median_last_s(theirs)),
         *(
@@ -270,6 +291,8 @@ def main() -> None:
     parser.add_argument("--no-continuous", action="store_true", help="leave generate_batch out")
     parser.add_argument("--trace", type=Path, help="Azure's trace of LLM requests, as CSV")
     parser.add_argument("--trace-minutes", type=float, default=10.0)
+    parser.add_argument("--trace-faster", type=float, default=1.0, help="replay it so many times as fast")
+    parser.add_argument("--llama-cpp", type=Path, help="a Python that has llama-cpp-python: see bench.llama_peer")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -284,6 +307,8 @@ def main() -> None:
             rows += against_transformers("OLMoE-shaped", moe, options)
         if "nodes" in options.only:
             rows += on_three_nodes("OLMoE-shaped", moe, options)
+        if "llama" in options.only and options.gguf and options.llama_cpp:
+            rows += against_llama_cpp(title, dense, options)
         if "trace" in options.only and options.trace:
             rows += on_a_trace(title, dense, options)
     publish("serve", rows, options.json)

@@ -2,7 +2,8 @@
 
 The trace is Azure's of an LLM that writes code (arrival, prompt tokens, generated tokens). A small machine cannot carry
 it as it is: prompts are a sixteenth as long, answers end after 96 tokens, and of the requests only an evenly spread
-part is kept, as much as keeps the engine busy half of the time. When they come is left as recorded.
+part is kept, as much as keeps the engine busy half of the time. When they come is left as recorded, or all of it is
+faster by a factor, of which that part is the less.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class Served:
     last_s: float
 
 
-def recorded(path: Path, minutes: float, vocab_size: int) -> list[Work]:
-    """The trace's first minutes, at the lengths that a small machine carries; prompts are random tokens."""
+def recorded(path: Path, minutes: float, vocab_size: int, faster: float = 1.0) -> list[Work]:
+    """The trace's first minutes, so many times as fast, at the lengths that a small machine carries; prompts are random
+    tokens."""
     chance, works, first = random.Random(0), list[Work](), datetime.max
     with path.open(encoding="ascii", newline="") as file:
         for line in csv.DictReader(file):
@@ -55,7 +57,7 @@ def recorded(path: Path, minutes: float, vocab_size: int) -> list[Work]:
                 break
             length = min(LONGEST_PROMPT, max(1, int(line["ContextTokens"]) // PROMPT_DIVISOR))
             prompt = tuple(chance.randrange(300, min(vocab_size, 8000)) for _ in range(length))
-            works.append(Work(prompt, min(LONGEST_ANSWER, max(1, int(line["GeneratedTokens"]))), at_s))
+            works.append(Work(prompt, min(LONGEST_ANSWER, max(1, int(line["GeneratedTokens"]))), at_s / faster))
     return works
 
 

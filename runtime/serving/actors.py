@@ -22,9 +22,9 @@ class ShardActor:
 
         self._worker = ShardWorker(folder, secret, host)
 
-    def load(self, experts: Iterable[ExpertId]) -> dict[str, Any]:
+    def load(self, experts: Iterable[ExpertId], urgent: bool) -> dict[str, Any]:
         """See `ShardWorker.load`."""
-        return self._worker.load(experts)
+        return self._worker.load(experts, urgent)
 
     def drop(self, experts: Iterable[ExpertId]) -> None:
         """See `ShardWorker.drop`."""

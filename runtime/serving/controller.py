@@ -249,7 +249,9 @@ class ServeController:
 
     async def _load(self, slot: WorkerSlot, experts: frozenset[ExpertId]) -> None:
         assert self._fleet is not None
-        self._up[slot.worker] = await self._fleet.load(slot, experts)
+        staying = {slot.worker for slot in self._now.workers}
+        had = {expert for name, worker in self._up.items() if name in staying for expert in worker.experts}
+        self._up[slot.worker] = await self._fleet.load(slot, experts, urgent=not experts <= had)
 
     def _lose(self, slot: WorkerSlot, detail: str) -> None:
         """A worker died: route around it at once; the scheduler hears of it and plans anew."""

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - tensors carry their dimensions in fields too
 """An engine's side of the expert calls: every layer's calls leave together, and each is answered by some copy.
 
 A shard that hangs up is replaced at once by the other copies of its experts; one that is slow is asked no longer
@@ -10,18 +9,17 @@ the round trip (docs/BENCHMARKS.md).
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import select
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import torch
 
-from runtime.serving.expert_calls import ExpertCall, bits, decode_reply, encode_call
+from runtime.serving.expert_calls import decode_reply, encode_call
+from runtime.serving.layer_work import LayerWork, PendingCall
 from runtime.serving.link import Link
 from runtime.serving.routing import Routing, share_out
 from runtime.serving.wire import Frame, Kind
@@ -31,6 +29,8 @@ log = logging.getLogger(__name__)
 SLOW_S = 0.05
 """A call may take this long, and SLOW_FACTOR times what its rows usually take, before another copy is asked too."""
 SLOW_FACTOR = 5.0
+USUAL_S = 0.001
+"""A row is believed to take this long more than twice what was usual: single slow moments say nothing."""
 DEAD_S = 20.0
 """A shard that has not answered for this long is hung up on."""
 RECONNECT_S = 0.25
@@ -39,83 +39,6 @@ CONNECT_TIMEOUT_S = 2.0
 
 class PlaneClosed(Exception):
     """The engine stops; nobody waits for the answer any more."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    """One call under way: which experts it asks for, and until when it may be the only one."""
-
-    link: Link
-    experts: list[int]
-    dtype: torch.dtype
-    rows: int
-    sent_s: float
-    hedge_s: float
-    hedged: bool = False
-
-
-@dataclass(slots=True)
-class _Layer:
-    """One layer's work: its (token, expert) pairs sorted by expert. Invariant: an expert is in `missing` until the rows
-    of `y_ND` that are its pairs' are filled."""
-
-    layer: int
-    x_TD: torch.Tensor
-    order_P: np.ndarray  # pair (t, k) as t * K + k, which is its row of y_ND
-    token_P: np.ndarray
-    spans: dict[int, tuple[int, int]]  # expert -> its pairs
-    y_ND: torch.Tensor
-    missing: set[int]
-    calls: dict[int, _Pending] = field(default_factory=dict)
-
-    @staticmethod
-    def of(layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> _Layer:
-        """Nothing of it asked yet."""
-        expert_N = expert_TK.numpy().ravel()
-        order_P = expert_N.argsort(kind="stable")
-        ends = np.bincount(expert_N).cumsum().tolist()
-        spans = {e: (low, high) for e, (low, high) in enumerate(itertools.pairwise([0, *ends])) if high > low}
-        y_ND = torch.empty(len(expert_N), x_TD.shape[1], dtype=x_TD.dtype)
-        return _Layer(layer, x_TD.cpu(), order_P, order_P // expert_TK.shape[1], spans, y_ND, set(spans))
-
-    def rows(self, experts: Iterable[int]) -> dict[int, int]:
-        """How many pairs each expert has."""
-        return {e: self.spans[e][1] - self.spans[e][0] for e in experts}
-
-    def ask(self, experts: list[int]) -> ExpertCall:
-        """The call for some of the experts; only the tokens that they need travel."""
-        token_P = self._pairs(self.token_P, experts)
-        is_needed_T = np.zeros(len(self.x_TD), bool)
-        is_needed_T[token_P] = True
-        tokens = is_needed_T.nonzero()[0]
-        counts = list(self.rows(experts).values())
-        if len(tokens) == len(self.x_TD):
-            return ExpertCall(self.layer, self.x_TD, experts, counts, torch.from_numpy(token_P.astype(np.int32)))
-        place_T = is_needed_T.cumsum() - 1
-        x_TD = self.x_TD.index_select(0, torch.from_numpy(tokens))
-        return ExpertCall(self.layer, x_TD, experts, counts, torch.from_numpy(place_T[token_P].astype(np.int32)))
-
-    def unasked(self) -> list[int]:
-        """Experts that no call under way asks for."""
-        return sorted(self.missing.difference(*(call.experts for call in self.calls.values())))
-
-    def fill(self, experts: list[int], y_PD: torch.Tensor) -> None:
-        """Take an answer; parts that another copy has given already are left as they are."""
-        given_PD = bits(y_PD)
-        if not self.missing.issuperset(experts):
-            ends = itertools.accumulate(self.rows(experts).values())
-            parts = zip(experts, np.split(given_PD, list(ends)[:-1]), strict=True)
-            wanted = {e: part for e, part in parts if e in self.missing}
-            if not wanted:
-                return
-            experts, given_PD = list(wanted), np.concatenate(list(wanted.values()))
-        bits(self.y_ND)[self._pairs(self.order_P, experts)] = given_PD
-        self.missing.difference_update(experts)
-
-    def _pairs(self, of_P: np.ndarray, experts: list[int]) -> np.ndarray:
-        """The part of it that belongs to some experts."""
-        parts = [of_P[slice(*self.spans[e])] for e in experts]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class ExpertPlane:
@@ -131,8 +54,14 @@ class ExpertPlane:
         self._closed = False
         self._next_call = 0
         self._row_s = 0.0
+        self._changes = 0  # of links and table; whoever makes one counts it
+        self._poller = select.poll()
+        self._polled: dict[int, Link] = {}
+        self._polled_changes = -1
+        self._checked_s = 0.0
         self._wake = threading.Event()
-        self.failovers = 0
+        self.failovers = 0  # copies that died or lacked what they were said to have
+        self.hedges = 0  # calls that another copy was asked as well, since the first was slow
         self.hops = 0
         self.hop_s = 0.0
         self.wait_s = 0.0  # part of hop_s in which nothing was left to do here
@@ -162,7 +91,7 @@ class ExpertPlane:
             for link in stale:
                 del self._links[link.shard]
             self._links.update(fresh)
-            self._gate.notify_all()
+            self._changed()
         _close(stale)
         self._wake.set()
         return True
@@ -173,7 +102,7 @@ class ExpertPlane:
             self._closed = True
             _close(self._links.values())
             self._links.clear()
-            self._gate.notify_all()
+            self._changed()
         self._wake.set()
 
     @contextlib.contextmanager
@@ -208,8 +137,13 @@ class ExpertPlane:
                 wanted = {s: link for s, link in fresh.items() if self._routing.shards.get(s) == link.address}
                 late = [link for s, link in fresh.items() if s not in wanted or s in self._links or self._closed]
                 self._links.update({s: link for s, link in wanted.items() if link not in late})
-                self._gate.notify_all()
+                self._changed()
             _close(late)
+
+    def _changed(self) -> None:
+        """Links or table are other ones now."""
+        self._changes += 1
+        self._gate.notify_all()
 
     def _absent(self) -> bool:
         return any(shard not in self._links for shard in self._routing.shards)
@@ -222,73 +156,89 @@ class ExpertPlane:
         Raises `PlaneClosed` if the plane is closed meanwhile.
         """
         started = time.monotonic()
-        work = _Layer.of(layer, x_TD, expert_TK)
         with self._gate:
             while self._swap_wanted:
                 self._gate.wait(0.001)
-            self._send(work, sorted(work.missing))
+            work = self._begin(layer, x_TD, expert_TK)
             while work.missing:
                 self._round(work)
+        y_TKD = work.finish()
         self.hops += 1
         self.hop_s += time.monotonic() - started
-        return work.y_ND.view(*expert_TK.shape, x_TD.shape[1])
+        return y_TKD
 
-    def _round(self, work: _Layer) -> None:
+    def _begin(self, layer: int, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> LayerWork:
+        """All calls of a layer on their way; what no live copy has is asked for once there is one."""
+        ids_TK = expert_TK.numpy()
+        rows = {e: n for e, n in enumerate(np.bincount(ids_TK.ravel()).tolist()) if n}
+        changes, chosen, orphans = self._changes, *self._choose(layer, rows)
+        order = [e for asked in chosen.values() for e in asked]
+        work = LayerWork.of(layer, x_TD if x_TD.is_cpu else x_TD.cpu(), ids_TK, rows, order + orphans)
+        if not orphans:
+            work.changes, self.orphans = changes, ()
+        for shard, asked in chosen.items():
+            self._send_one(work, shard, asked, work.place(asked))
+        return work
+
+    def _round(self, work: LayerWork) -> None:
         """Take what has arrived; ask again where a shard died or is slow; wait where no copy lives."""
-        if self._closed:
-            raise PlaneClosed
-        self._forget_cut_off(work)
-        if work.unasked():
-            self._send(work, work.unasked())
-        orphans = work.unasked()
-        self.orphans = tuple((work.layer, expert) for expert in orphans)
+        if work.changes != self._changes:
+            self._follow(work)
         if not work.calls:
             self._gate.wait(RECONNECT_S)
             return
-        if self._swap_wanted and (orphans or any(call.hedged for call in work.calls.values())):
+        if self._swap_wanted and (self.orphans or any(call.hedged for call in work.calls.values())):
             self._gate.wait(0.001)  # a new table may be what this call waits for
             return
         self._gather(work)
-        self._hedge(work)
 
-    def _forget_cut_off(self, work: _Layer) -> None:
-        """Calls on connections that have ended are no longer under way."""
+    def _follow(self, work: LayerWork) -> None:
+        """Links or table have changed: what is asked nowhere now is asked elsewhere."""
+        if self._closed:
+            raise PlaneClosed
+        work.changes = self._changes
         left = {i: call for i, call in work.calls.items() if self._links.get(call.link.shard) is call.link}
         if len(left) < len(work.calls):
             work.calls = left
             for call in left.values():
                 call.hedged = False  # what overtook it may have been cut off
+        if lost := work.unasked():
+            chosen, _ = self._choose(work.layer, work.rows(lost))
+            for shard, asked in chosen.items():
+                self._send_one(work, shard, asked)
+        self.orphans = tuple((work.layer, expert) for expert in work.unasked())
 
-    def _send(self, work: _Layer, experts: list[int]) -> None:
-        rows = work.rows(experts)
-        dead = [s for s in self._routing.shards if s not in self._links]
+    def _choose(
+        self, layer: int, rows: dict[int, int], without: Collection[str] = ()
+    ) -> tuple[dict[str, list[int]], list[int]]:
+        """Which shards to ask for experts with so many rows; those that still owe an answer only where they must."""
+        dead = [s for s in self._routing.shards if s not in self._links or s in without]
         slow = [link.shard for link in self._links.values() if link.under_way]
-        chosen, _ = share_out(self._routing, work.layer, rows, (dead, slow))
-        for shard, asked in chosen.items():
-            self._send_one(work, shard, asked)
+        return share_out(self._routing, layer, rows, (dead, slow))
 
-    def _send_one(self, work: _Layer, shard: str, experts: list[int]) -> None:
+    def patience_s(self, rows: int) -> float:
+        """How long a call with so many rows may take before another copy is asked too."""
+        return SLOW_S + SLOW_FACTOR * self._row_s * rows
+
+    def _send_one(self, work: LayerWork, shard: str, experts: list[int], place: memoryview | None = None) -> None:
         call = work.ask(experts)
-        rows, now_s = len(call.token_P), time.monotonic()
+        now_s = time.monotonic()
         self._next_call += 1
-        patience_s = SLOW_S + SLOW_FACTOR * self._row_s * rows
+        hedge_s = now_s + self.patience_s(call.pairs)
         link = self._links[shard]
-        work.calls[self._next_call] = _Pending(link, experts, call.x_TD.dtype, rows, now_s, now_s + patience_s)
+        work.calls[self._next_call] = PendingCall(link, experts, call.pairs, now_s, hedge_s, place)
         try:
-            link.send(self._next_call, encode_call(call), now_s)
+            link.send(self._next_call, encode_call(call), now_s, place)
         except OSError as error:
             self._lose(link, error)
 
-    def _gather(self, work: _Layer) -> None:
-        poller = select.poll()
-        links = {link.fileno(): link for link in self._links.values() if link.under_way}
-        for link in links.values():
-            poller.register(link, link.events)
-        hedges_s = [call.hedge_s for call in work.calls.values() if not call.hedged]
-        wait_ms = min(50.0, max(1.0, 1000 * (min(hedges_s) - time.monotonic()))) if hedges_s else 50.0
+    def _gather(self, work: LayerWork) -> None:
+        links = self._watched()
         polled_s = time.monotonic()
-        ready = poller.poll(wait_ms)
-        self.wait_s += time.monotonic() - polled_s
+        hedge_s = min([call.hedge_s for call in work.calls.values() if not call.hedged], default=polled_s + 0.05)
+        ready = self._poller.poll(min(50.0, max(1.0, 1000 * (hedge_s - polled_s))))
+        now_s = time.monotonic()
+        self.wait_s += now_s - polled_s
         for fd, events in ready:
             link = links[fd]
             try:
@@ -299,8 +249,25 @@ class ExpertPlane:
                         self._take(work, frame)
             except OSError as error:
                 self._lose(link, error)
+        if hedge_s < now_s:
+            self._hedge(work, now_s)
+        if self._checked_s < now_s - 1.0:
+            self._give_up_dead(now_s)
 
-    def _take(self, work: _Layer, frame: Frame) -> None:
+    def _watched(self) -> dict[int, Link]:
+        """The links by file number, as the poller has them: an idle one tells when its shard dies."""
+        if self._polled_changes != self._changes:
+            self._poller, self._polled_changes = select.poll(), self._changes
+            self._polled = {link.fileno(): link for link in self._links.values()}
+            for fd in self._polled:
+                self._poller.register(fd, select.POLLIN)
+        for fd, link in self._polled.items():
+            if link.is_blocked or link.was_blocked:
+                self._poller.modify(fd, select.POLLIN | (select.POLLOUT if link.is_blocked else 0))
+                link.was_blocked = link.is_blocked
+        return self._polled
+
+    def _take(self, work: LayerWork, frame: Frame) -> None:
         call = work.calls.pop(frame.call, None)
         if call is None:
             return  # the late answer of a shard that was overtaken by another copy
@@ -308,11 +275,14 @@ class ExpertPlane:
             log.warning("shard %s could not answer: %s", call.link.shard, bytes(frame.body).decode(errors="replace"))
             self._drop_copy(work.layer, call)
             return
-        work.fill(call.experts, decode_reply(frame.body, call.dtype, call.rows, work.x_TD.shape[1]))
+        if frame.body is call.place:
+            work.missing.difference_update(call.experts)
+        else:
+            work.fill(call.experts, decode_reply(frame.body, work.x_TD.dtype, call.rows, work.y_PD.shape[1]))
         per_row_s = (time.monotonic() - call.sent_s) / call.rows
-        self._row_s += 0.1 * (per_row_s - self._row_s)
+        self._row_s += 0.1 * (min(per_row_s, 2.0 * self._row_s + USUAL_S) - self._row_s)
 
-    def _drop_copy(self, layer: int, call: _Pending) -> None:
+    def _drop_copy(self, layer: int, call: PendingCall) -> None:
         """A shard lacks an expert that the table says it has: ask others until the next table."""
         self.failovers += 1
         bad = {(layer, expert) for expert in call.experts}
@@ -321,6 +291,7 @@ class ExpertPlane:
             for key, names in self._routing.experts.items()
         }
         self._routing = Routing(self._routing.epoch, self._routing.shards, experts)
+        self._changes += 1
 
     def _lose(self, link: Link, error: OSError) -> None:
         """A shard hung up: the next round sends its calls to the other copies."""
@@ -328,18 +299,24 @@ class ExpertPlane:
         self.failovers += 1
         link.close()
         self._links.pop(link.shard, None)
+        self._changes += 1
         self._wake.set()
 
-    def _hedge(self, work: _Layer) -> None:
-        now_s = time.monotonic()
-        for call in [call for call in work.calls.values() if call.hedge_s < now_s and not call.hedged]:
-            call.hedged = True
-            rows = work.rows(work.missing.intersection(call.experts))
-            absent = [s for s in self._routing.shards if s not in self._links]
-            chosen, _ = share_out(self._routing, work.layer, rows, ([*absent, call.link.shard],))
+    def _hedge(self, work: LayerWork, now_s: float) -> None:
+        """Ask another copy as well where one has been slow; nobody twice, as they may all be busy."""
+        for number, call in [(n, c) for n, c in work.calls.items() if c.hedge_s < now_s and not c.hedged]:
+            call.hedged, call.place = True, None
+            call.link.divert(number)
+            late = work.missing.intersection(call.experts)
+            asked = {c.link.shard for c in work.calls.values() if not late.isdisjoint(c.experts)}
+            chosen, _ = self._choose(work.layer, work.rows(late), asked)
             for shard, experts in chosen.items():
-                self.failovers += 1
+                self.hedges += 1
                 self._send_one(work, shard, experts)
+
+    def _give_up_dead(self, now_s: float) -> None:
+        """Hang up on shards that do not answer at all; looked for once a second."""
+        self._checked_s = now_s
         for link in list(self._links.values()):
             oldest_s = link.oldest_s()
             if oldest_s is not None and oldest_s < now_s - DEAD_S:

@@ -1,96 +1,113 @@
 # ruff: noqa: N815 - tensors carry their dimensions in fields too
 """An expert call as bytes: the rows of one layer's tokens that one shard is to pass through its experts.
 
-Dimensions: T tokens sent, D hidden width, E experts asked, P (token, expert) pairs. The answer has one row per pair,
-unweighted and in the pairs' order, so that the engine's sum does not depend on which shard an expert lies on.
+Dimensions: T rows sent, D hidden width, E experts asked, P (token, expert) pairs, L = P, or 0 where every row is one
+pair's and they come in the pairs' order. The answer has one row per pair, unweighted and in the pairs' order, so that
+the engine's sum does not depend on which shard an expert lies on.
 
-    call:  layer u32 | T u32 | D u32 | P u32 | E u32 | dtype u32 | expert_E u32 | count_E u32 | token_P u32 | x_TD
-    reply: P u32 | D u32 | y_PD
+    call:  layer u32 | T u32 | D u32 | P u32 | L u32 | E u32 | dtype u32 | expert_E u32 | count_E u32 | row_L u32 | x_TD
+    reply: y_PD
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from runtime.serving.wire import WireError
 
-CALL = struct.Struct("<6I")
-REPLY = struct.Struct("<2I")
+CALL = struct.Struct("<7I")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BITS = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.float16: np.float16}
+"""What numpy takes them for: it has no bfloat16, but moves rows in a third of torch's time."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertCall:
-    """The first `counts[0]` pairs go through `experts[0]`, and so on; experts ascend. `token_P[p]` is pair p's row of
-    `x_TD`."""
+class ExpertCall(NamedTuple):
+    """The first `counts[0]` pairs go through `experts[0]`, and so on; experts ascend. `row_P[p]` is pair p's row of
+    `x_TD`; without it row p is pair p's."""
 
     layer: int
     x_TD: torch.Tensor
     experts: list[int]
     counts: list[int]
-    token_P: torch.Tensor  # int32
+    row_P: np.ndarray | None = None  # uint32
+
+    @property
+    def pairs(self) -> int:
+        """P."""
+        return len(self.x_TD) if self.row_P is None else len(self.row_P)
 
     def rows(self) -> torch.Tensor:
         """Each pair's token, (P, D)."""
-        return self.x_TD.index_select(0, self.token_P)
+        return self.x_TD if self.row_P is None else taken(self.x_TD, self.row_P)
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray:
-    """A CPU tensor's memory for numpy, which has no bfloat16 but moves rows in a third of torch's time."""
+    """A CPU tensor's memory for numpy; see `BITS`."""
     return (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+def taken(x_TD: torch.Tensor, row_P: np.ndarray) -> torch.Tensor:
+    """`x_TD[row_P]`, for a tensor on the CPU. Raises `IndexError`."""
+    return tensor_of(bits(x_TD).take(row_P, 0), x_TD.dtype)
+
+
+def tensor_of(memory: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor whose `bits` these are."""
+    tensor = torch.from_numpy(memory)
+    return tensor.view(torch.bfloat16) if dtype is torch.bfloat16 else tensor
 
 
 def raw(tensor: torch.Tensor) -> memoryview:
     """A tensor's bytes, without a copy where it is contiguous on the CPU already."""
-    flat = tensor.detach().cpu().contiguous()
-    return memoryview(bits(flat)).cast("B") if flat.numel() else memoryview(b"")
+    try:
+        return memoryview(bits(tensor)).cast("B")
+    except (TypeError, RuntimeError):  # elsewhere, in pieces, empty, or with a gradient
+        tensor = tensor.detach().cpu().contiguous()
+        return memoryview(bits(tensor)).cast("B") if tensor.numel() else memoryview(b"")
 
 
 def encode_call(call: ExpertCall) -> list[bytes | memoryview]:
     """The body's parts, in order."""
-    tokens, width = call.x_TD.shape
+    rows, width = call.x_TD.shape
+    listed = b"" if call.row_P is None else call.row_P.tobytes()
     dtype = DTYPES.index(call.x_TD.dtype)
-    head = CALL.pack(call.layer, tokens, width, len(call.token_P), len(call.experts), dtype)
+    head = CALL.pack(call.layer, rows, width, call.pairs, len(listed) // 4, len(call.experts), dtype)
     groups = array("I", call.experts + call.counts)
-    return [b"".join((head, groups, raw(call.token_P))), raw(call.x_TD)]
+    return [b"".join((head, groups, listed)), raw(call.x_TD)]
 
 
 def decode_call(body: bytearray | bytes | memoryview) -> ExpertCall:
     """The call in a body, whose rows it shares. Raises `WireError` where sizes or indices do not fit."""
     if len(body) < CALL.size:
         raise WireError("an expert call is cut short")
-    layer, tokens, width, pairs, experts, dtype_code = CALL.unpack_from(body)
+    layer, rows, width, pairs, listed, experts, dtype_code = CALL.unpack_from(body)
     if dtype_code >= len(DTYPES):
         raise WireError(f"an expert call has the unknown dtype {dtype_code}")
     dtype = DTYPES[dtype_code]
-    tokens_at = CALL.size + 8 * experts
-    x_at = tokens_at + 4 * pairs
-    if len(body) != x_at + tokens * width * dtype.itemsize or not (tokens and pairs and width and experts):
-        raise WireError(f"an expert call of {tokens}x{width} with {pairs} pairs does not fit its {len(body)} bytes")
-    indices = memoryview(body)[CALL.size : x_at].cast("I").tolist()
-    expert_E, count_E = indices[:experts], indices[experts : 2 * experts]
-    if sum(count_E) != pairs or any(a >= b for a, b in pairwise(expert_E)):
+    rows_at = CALL.size + 8 * experts
+    x_at = rows_at + 4 * listed
+    fits = len(body) == x_at + rows * width * dtype.itemsize and pairs == (listed or rows)
+    if not fits or not (rows and pairs and width and experts):
+        raise WireError(f"an expert call of {rows}x{width} with {pairs} pairs does not fit its {len(body)} bytes")
+    groups = struct.unpack_from(f"<{2 * experts}I", body, CALL.size)
+    expert_E, count_E = list(groups[:experts]), list(groups[experts:])
+    if sum(count_E) != pairs or (experts > 1 and any(a >= b for a, b in pairwise(expert_E))):
         raise WireError("an expert call's experts do not ascend, or do not have all of its pairs")
-    if max(indices[2 * experts :]) >= tokens:
-        raise WireError("an expert call names a token that it did not send")
-    x_TD = torch.frombuffer(body, dtype=dtype, count=tokens * width, offset=x_at).view(tokens, width)
-    token_P = torch.frombuffer(body, dtype=torch.int32, count=pairs, offset=tokens_at)
-    return ExpertCall(layer, x_TD, expert_E, count_E, token_P)
-
-
-def encode_reply(y_PD: torch.Tensor) -> list[bytes | memoryview]:
-    """The body's parts, in order."""
-    return [REPLY.pack(*y_PD.shape), raw(y_PD)]
+    row_P = np.frombuffer(body, np.uint32, listed, rows_at) if listed else None
+    if row_P is not None and row_P.max() >= rows:
+        raise WireError("an expert call names a row that it did not send")
+    x_TD = np.ndarray((rows, width), BITS[dtype], body, x_at)
+    return ExpertCall(layer, tensor_of(x_TD, dtype), expert_E, count_E, row_P)
 
 
 def decode_reply(body: bytearray | bytes | memoryview, dtype: torch.dtype, pairs: int, width: int) -> torch.Tensor:
-    """`y_PD` of a reply, which shares its bytes. Raises `WireError` if its shape is not the one asked for."""
-    if len(body) != REPLY.size + pairs * width * dtype.itemsize or REPLY.unpack_from(body) != (pairs, width):
-        raise WireError(f"a reply to {pairs} pairs of width {width} came back in another shape")
-    return torch.frombuffer(body, dtype=dtype, count=pairs * width, offset=REPLY.size).view(pairs, width)
+    """`y_PD` of a reply, which shares its bytes. Raises `WireError` if it has not as many as were asked for."""
+    if len(body) != pairs * width * dtype.itemsize:
+        raise WireError(f"a reply to {pairs} pairs of width {width} came back with {len(body)} bytes")
+    return tensor_of(np.ndarray((pairs, width), BITS[dtype], body), dtype)

@@ -107,15 +107,15 @@ class Fleet:
         if slot.role == "shard":
             settings: tuple[object, ...] = (self._folder, self._file.secret, slot.address)
             self._handles[slot.worker] = await self._actors.start(slot, ShardActor, *settings)
-            return await self.load(slot, frozenset()), 0
+            return await self.load(slot, frozenset(), urgent=True), 0
         settings = (self._folder, self._file.secret, slot.address, self._serve.max_batch, self._serve.max_length)
         self._handles[slot.worker] = await self._actors.start(slot, EngineActor, *settings)
         told = await _told(self._handles[slot.worker].load.remote())
         return Up(slot, _address(told)), int(told["epoch"])
 
-    async def load(self, slot: WorkerSlot, experts: frozenset[ExpertId]) -> Up:
-        """Have a shard load these experts too. Raises like `start`."""
-        told = await _told(self._handles[slot.worker].load.remote(sorted(experts)))
+    async def load(self, slot: WorkerSlot, experts: frozenset[ExpertId], urgent: bool) -> Up:
+        """Have a shard load these experts too; `urgent`: somebody waits for them. Raises like `start`."""
+        told = await _told(self._handles[slot.worker].load.remote(sorted(experts), urgent))
         return Up(slot, _address(told), frozenset((layer, expert) for layer, expert in told["experts"]))
 
     async def understudy(self, shard: str) -> tuple[Address, int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 from collections import deque
 from collections.abc import Iterable
@@ -19,10 +18,12 @@ class Link:
         self.shard = shard
         self.address = address
         self.under_way: dict[int, float] = {}  # call id -> when it was sent
+        self.was_blocked = False  # when it was last polled
         self._sock = sock
         self._sock.setblocking(False)
         self._reader = wire.FrameReader(reuses=True)
         self._out: deque[memoryview] = deque()
+        self._places: dict[int, memoryview] = {}
 
     @classmethod
     def open(cls, shard: str, address: Address, secret: bytes, timeout_s: float) -> Link:
@@ -34,16 +35,26 @@ class Link:
         return self._sock.fileno()
 
     @property
-    def events(self) -> int:
-        """What to poll for."""
-        return select.POLLIN | (select.POLLOUT if self._out else 0)
+    def is_blocked(self) -> bool:
+        """Whether the socket has not taken all that was sent."""
+        return bool(self._out)
 
-    def send(self, call: int, parts: list[bytes | memoryview], now_s: float) -> None:
-        """Queue a call and send what the socket takes."""
-        head, (first, *rest) = wire.header(wire.Kind.CALL, call, sum(len(part) for part in parts)), parts
-        self._out.extend(memoryview(part) for part in (b"".join((head, first)), *rest))
+    def send(self, call: int, parts: list[bytes | memoryview], now_s: float, place: memoryview | None = None) -> None:
+        """Send a call, or queue what the socket does not take. Its answer goes to `place` if it is as long."""
         self.under_way[call] = now_s
-        self.flush()
+        if place is not None:
+            self._places[call] = place
+        length = sum(map(len, parts))
+        pieces = [wire.header(wire.Kind.CALL, call, length), *parts]
+        if self._out:
+            self._out.extend(map(memoryview, pieces))
+            return
+        try:
+            sent = self._sock.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        if sent < wire.HEADER.size + length:
+            self._out.extend(wire.unsent(pieces, sent))
 
     def flush(self) -> None:
         """Send more of what is queued."""
@@ -52,18 +63,31 @@ class Link:
                 sent = self._sock.sendmsg(list(self._out)[:64])
             except BlockingIOError:
                 return
-            while self._out and sent >= self._out[0].nbytes:
-                sent -= self._out.popleft().nbytes
+            while self._out and sent >= len(self._out[0]):
+                sent -= len(self._out.popleft())
             if self._out:
                 self._out[0] = self._out[0][sent:]
 
+    def divert(self, call: int) -> None:
+        """A call's answer comes with a body of its own after all."""
+        place = self._places.pop(call, None)
+        if place is not None:
+            self._reader.divert(place)
+
     def receive(self) -> Iterable[wire.Frame]:
         """Every whole frame that has arrived, each good until the next; the socket is not asked for what is not due."""
-        while (frame := self._reader.read(self._sock)) is not None:
+        while (frame := self._reader.read(self._sock, self._next_place())) is not None:
             self.under_way.pop(frame.call, None)
+            self._places.pop(frame.call, None)
             yield frame
             if not self.under_way:
                 return
+
+    def _next_place(self) -> tuple[int, memoryview] | None:
+        """Of the oldest call, since a shard answers one after another."""
+        oldest = next(iter(self.under_way), None)
+        place = None if oldest is None else self._places.get(oldest)
+        return None if oldest is None or place is None else (oldest, place)
 
     def oldest_s(self) -> float | None:
         """When the longest-running call was sent."""

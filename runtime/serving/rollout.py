@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from runtime.serving.routing import Address, ExpertId
 from runtime.site.controller import WorkerSlot
 
+PORTION = 32
+"""Second copies are loaded so many at a time: each portion is of use when it is there, and a shard that loads can be
+asked for nothing else, however urgent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Up:
@@ -59,7 +63,7 @@ def decide(
 
 
 def _loads(wanted: Mapping[str, frozenset[ExpertId]], up: Mapping[str, Up]) -> dict[str, frozenset[ExpertId]]:
-    """What shards load next: what nobody has, each expert by one of them; who has no part in that, all it lacks."""
+    """What shards load next: what nobody has, each expert by one of them; who has no part in that, some of the rest."""
     missing = {name: lacks for name, experts in wanted.items() if (lacks := experts - up[name].experts)}
     had = frozenset(expert for worker in up.values() for expert in worker.experts)
     takers: dict[ExpertId, list[str]] = {}
@@ -69,7 +73,11 @@ def _loads(wanted: Mapping[str, frozenset[ExpertId]], up: Mapping[str, Up]) -> d
     urgent: dict[str, set[ExpertId]] = {name: set() for name in missing}
     for expert in sorted(takers):
         urgent[min(takers[expert], key=lambda name: (len(urgent[name]), name))].add(expert)
-    return {name: frozenset(urgent[name]) or experts for name, experts in missing.items()}
+    return {name: frozenset(urgent[name]) or _some(experts) for name, experts in missing.items()}
+
+
+def _some(experts: frozenset[ExpertId]) -> frozenset[ExpertId]:
+    return frozenset(sorted(experts)[:PORTION])
 
 
 def _needed(leaver: Up, staying: Mapping[str, Up]) -> bool:

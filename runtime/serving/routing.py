@@ -54,7 +54,9 @@ def share_out(
         if not copies:
             orphans.append(expert)
             continue
-        shard = min(copies, key=lambda name: (name in reluctant, load.get(name, 0), name))
+        shard = copies[0]
+        if len(copies) > 1:
+            shard = min(copies, key=lambda name: (name in reluctant, load.get(name, 0), name))
         load[shard] = load.get(shard, 0) + rows[expert]
         chosen.setdefault(shard, []).append(expert)
     return {shard: sorted(experts) for shard, experts in sorted(chosen.items())}, sorted(orphans)

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from runtime.serving import wire
-from runtime.serving.expert_calls import ExpertCall, decode_call, encode_reply
+from runtime.serving.expert_calls import ExpertCall, decode_call, raw
 from runtime.serving.routing import ExpertId
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,9 @@ class ShardServer:
         try:
             wire.welcome(sock, self._secret)
             reader = wire.FrameReader(reuses=True)
-            while (frame := reader.read(sock)) is not None:
-                self._reply(sock, frame)
+            with torch.inference_mode():
+                while (frame := reader.read(sock)) is not None:
+                    self._reply(sock, frame)
         except OSError as error:
             if not self._closing.is_set():
                 log.info("an engine's connection ended: %s", error)
@@ -96,26 +97,21 @@ class ShardServer:
         call = decode_call(frame.body)
         began_s = time.monotonic()
         try:
-            with torch.inference_mode():
-                parts = encode_reply(answer(self._store, call))
+            y_PD = answer(self._store, call)
         except KeyError as error:
             sock.sendall(wire.encode(wire.Kind.FAULT, frame.call, f"not loaded: {error}".encode()))
             return
         with self._lock:
             self.calls += 1
             self.compute_s += time.monotonic() - began_s
-        send_parts(sock, wire.Kind.REPLY, frame.call, parts)
+        send_parts(sock, wire.Kind.REPLY, frame.call, [raw(y_PD)])
 
 
 def send_parts(sock: socket.socket, kind: wire.Kind, call: int, parts: list[bytes | memoryview]) -> None:
     """Send a frame whose body is `parts`, copying nothing; `sock` is blocking."""
-    pieces = [
-        memoryview(wire.header(kind, call, sum(len(part) for part in parts))),
-        *(memoryview(part) for part in parts),
-    ]
-    while pieces:
-        sent = sock.sendmsg(pieces)
-        while pieces and sent >= pieces[0].nbytes:
-            sent -= pieces.pop(0).nbytes
-        if pieces:
-            pieces[0] = pieces[0][sent:]
+    length = sum(map(len, parts))
+    pieces = [wire.header(kind, call, length), *parts]
+    sent = sock.sendmsg(pieces)
+    if sent < wire.HEADER.size + length:
+        for left in wire.unsent(pieces, sent):
+            sock.sendall(left)

@@ -16,9 +16,9 @@ import json
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 HEADER = struct.Struct("<2sBBIQ")
 MAGIC = b"FW"
@@ -28,6 +28,8 @@ MAX_BODY_BYTES = 1 << 28
 MAX_HELLO_BYTES = 256
 """What a peer may send before it has proved that it knows the secret."""
 HELLO_TIMEOUT_S = 5.0
+FIRST_ROOM_BYTES = 1 << 18
+"""What a data plane's reader has room for until a larger frame comes."""
 
 
 class Kind(IntEnum):
@@ -43,12 +45,14 @@ class Kind(IntEnum):
     PAGE = 8
 
 
+KINDS = {kind.value: kind for kind in Kind}
+
+
 class WireError(ConnectionError):
     """The peer does not speak this protocol, broke its bounds, or does not know the secret."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One message; `call` ties a reply to its call."""
 
     kind: Kind
@@ -80,15 +84,22 @@ def parse_header(data: bytes | bytearray | memoryview, limit: int = MAX_BODY_BYT
         raise WireError("the peer speaks another protocol: check that both sides run the same version of Fallow")
     if length > limit:
         raise WireError(f"the peer announced a frame of {length} bytes, over the limit of {limit}")
-    try:
-        return Kind(kind), length, call
-    except ValueError as error:
-        raise WireError(f"the peer sent a frame of unknown kind {kind}") from error
+    if kind not in KINDS:
+        raise WireError(f"the peer sent a frame of unknown kind {kind}")
+    return KINDS[kind], length, call
 
 
 def encode(kind: Kind, call: int, body: bytes) -> bytes:
     """A whole frame as bytes, for small bodies."""
     return header(kind, call, len(body)) + body
+
+
+def unsent(pieces: Sequence[bytes | memoryview], sent: int) -> Iterator[memoryview]:
+    """What is left of pieces of bytes of which the first `sent` have gone."""
+    for piece in pieces:
+        if sent < len(piece):
+            yield memoryview(piece)[sent:]
+        sent = max(0, sent - len(piece))
 
 
 def encode_json(message: dict[str, Any]) -> bytes:
@@ -100,48 +111,87 @@ class FrameReader:
     """Puts frames together from whatever a socket gives, blocking or not.
 
     With `reuses` a frame's body is good only until the next `read`: all share one piece of memory, which spares a
-    data plane the fresh pages of each.
+    data plane the fresh pages of each, and head and body come with one call of the socket.
     """
 
     def __init__(self, limit: int = MAX_BODY_BYTES, reuses: bool = False) -> None:
         self._limit = limit
         self._reuses = reuses
-        self._room = bytearray()
-        self._head = bytearray(HEADER.size)
+        self._room = memoryview(bytearray(FIRST_ROOM_BYTES if reuses else 0))
+        self._head = memoryview(bytearray(HEADER.size))
+        self._ahead = memoryview(b"")  # received, of frames to come
         self._parsed: tuple[Kind, int, int] | None = None
-        self._into = memoryview(self._head)
-        self._body: bytearray | memoryview = bytearray()
+        self._into = self._head
+        self._body = self._room
 
-    def read(self, sock: socket.socket) -> Frame | None:
-        """The next whole frame; None if the socket has no more for now. Raises `ConnectionError` when it closed."""
-        while True:
-            if self._into.nbytes:
-                try:
-                    count = sock.recv_into(self._into)
-                except (BlockingIOError, InterruptedError):
-                    return None
-                if count == 0:
-                    raise ConnectionResetError("the peer closed the connection")
-                self._into = self._into[count:]
-                continue
-            if self._parsed is not None:
-                return self._finish(*self._parsed)
-            self._parsed = parse_header(self._head, self._limit)
-            self._body = self._memory(self._parsed[1])
-            self._into = memoryview(self._body)
+    def read(self, sock: socket.socket, place: tuple[int, memoryview] | None = None) -> Frame | None:
+        """The next whole frame; None if the socket has no more for now. Raises `ConnectionError` when it closed.
 
-    def _memory(self, length: int) -> bytearray | memoryview:
-        if not self._reuses:
-            return bytearray(length)
-        if length > len(self._room):
-            self._room = bytearray(length)
-        return memoryview(self._room)[:length]
-
-    def _finish(self, kind: Kind, length: int, call: int) -> Frame:
+        `place`: a call, and the memory that is to be its REPLY's body if it has that length.
+        """
+        if self._parsed is None and not self._begin(sock, place):
+            return None
+        while self._into:
+            count = self._receive(sock, [self._into], socket.MSG_WAITALL)
+            if not count:
+                return None
+            self._into = self._into[count:]
+        assert self._parsed is not None
+        kind, _, call = self._parsed
         frame = Frame(kind, call, self._body)
-        self._parsed = None
-        self._into = memoryview(self._head)
+        self._parsed, self._into, self._body = None, self._head, self._room
         return frame
+
+    def divert(self, place: memoryview) -> None:
+        """What comes no longer goes to a place, where a part of it may be already."""
+        if self._body is place:
+            self._body = memoryview(bytearray(place))
+            self._into = self._body[len(place) - len(self._into) :]
+
+    def _begin(self, sock: socket.socket, place: tuple[int, memoryview] | None) -> bool:
+        """Receive a header, and as much of its body as comes with it; whether the header is whole."""
+        guess = place[1] if place is not None else self._room
+        got = 0
+        while self._into:
+            count = self._receive(sock, [self._into, guess])
+            if not count:
+                return False
+            got = count - len(self._into)
+            self._into = self._into[count:]
+        kind, length, call = self._parsed = parse_header(self._head, self._limit)
+        has = min(got, length)
+        if got > has:
+            self._ahead = memoryview(bytes(guess[has:got]))
+        if place is not None and kind is Kind.REPLY and call == place[0] and length == len(guess):
+            self._body = guess
+        else:
+            room = self._room
+            self._body = self._memory(length)
+            if guess is not room or self._room is not room:
+                self._body[:has] = guess[:has]
+        self._into = self._body[has:]
+        return True
+
+    def _receive(self, sock: socket.socket, into: list[memoryview], flags: int = 0) -> int:
+        """How many bytes came; 0 if the socket has none for now."""
+        if self._ahead:
+            count = min(len(self._ahead), len(into[0]))
+            into[0][:count], self._ahead = self._ahead[:count], self._ahead[count:]
+            return count
+        try:
+            count = sock.recvmsg_into(into, 0, flags)[0]
+        except (BlockingIOError, InterruptedError):
+            return 0
+        if not count:
+            raise ConnectionResetError("the peer closed the connection")
+        return count
+
+    def _memory(self, length: int) -> memoryview:
+        if not self._reuses:
+            return memoryview(bytearray(length))
+        if length > len(self._room):
+            self._room = memoryview(bytearray(length))
+        return self._room[:length]
 
 
 def _proof(secret: bytes, challenge: bytes | bytearray) -> bytes:

@@ -19,6 +19,7 @@ from runtime.moe.expert_bank import ExpertBank
 from runtime.moe.key_value_pool import cache_factory
 from runtime.moe.packed import packed
 from runtime.serving.actors import ModelUnusable
+from runtime.serving.background import Background, give_back
 from runtime.serving.dataplane import ExpertPlane
 from runtime.serving.device import Device
 from runtime.serving.engine import Engine, RemoteExperts
@@ -43,20 +44,38 @@ class FolderExperts:
         self._folder = folder
         self._device = device
         self._bank = ExpertBank(device.name, device.dtype)
+        self._changing = threading.Lock()
+        self._background = Background()
 
-    def load(self, experts: Iterable[ExpertId]) -> int:
-        """Have these experts too; the bytes read. Raises `DamagedCheckpoint`."""
-        wanted = [expert for expert in experts if expert not in self._bank.held]
-        if not wanted:
+    def load(self, experts: Iterable[ExpertId], urgent: bool = True) -> int:
+        """Have these experts too, where it is not urgent without disturbing anybody; the bytes read. Raises
+        `DamagedCheckpoint`."""
+        portions: dict[int, list[ExpertId]] = {}  # a GPU's layer is laid out as one, else one expert at a time is moved
+        for n, expert in enumerate(sorted(set(experts) - self._bank.held)):
+            portions.setdefault(n if self._device.name == "cpu" else expert[0], []).append(expert)
+        if not portions:
             return 0
         with ModelFolder(self._folder, self._device.dtype) as folder:
-            read = {key: folder.expert(key) for key in wanted}
-            self._bank.add(read)  # a copy, so that no call waits for the disk and the folder may be replaced
-            return sum(matrix.nbytes for expert in read.values() for matrix in expert)
+            sizes: list[int] = []
+
+            def move(keys: list[ExpertId]) -> None:
+                read = {key: folder.expert(key) for key in keys}
+                with self._changing:
+                    self._bank.add(read)  # a copy, so that no call waits for the disk and the folder may be replaced
+                sizes.extend(matrix.nbytes for expert in read.values() for matrix in expert)
+
+            if urgent:
+                for keys in portions.values():
+                    move(keys)
+            else:
+                self._background.each(move, portions.values())
+            return sum(sizes)
 
     def drop(self, experts: Iterable[ExpertId]) -> None:
         """Free these experts' memory."""
-        self._bank.drop(experts)
+        with self._changing:
+            self._bank.drop(experts)
+        give_back()
 
     def loaded(self) -> frozenset[ExpertId]:
         """What is in memory now."""
@@ -79,10 +98,10 @@ class ShardWorker:
         self._lock = threading.Lock()
         self._server.start()
 
-    def load(self, experts: Iterable[ExpertId]) -> dict[str, Any]:
+    def load(self, experts: Iterable[ExpertId], urgent: bool = True) -> dict[str, Any]:
         """Have these experts too; where they answer, and the bytes read. Raises `ModelUnusable`."""
         try:
-            read = self._store.load([(layer, expert) for layer, expert in experts])
+            read = self._store.load([(layer, expert) for layer, expert in experts], urgent)
         except (DamagedCheckpoint, OSError) as error:
             raise ModelUnusable(str(error)) from None
         return {"address": self._server.address, "bytes": read, "experts": sorted(self._store.loaded())}
@@ -159,6 +178,7 @@ class EngineWorker:
             "shards": plane.live_shards(),
             "orphans": list(plane.orphans),
             "failovers": plane.failovers,
+            "hedges": plane.hedges,
             "hops": plane.hops,
             "hop_s": plane.hop_s,
             "steps": server.steps if server else 0,

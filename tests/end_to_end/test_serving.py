@@ -15,12 +15,13 @@ import pytest
 import yaml
 
 from fallow.local_cluster import LocalCluster
+from fallow.results import Job
 from runtime.serving.text import TextCodec
 from tests.end_to_end.conftest import Fallow
 from tests.end_to_end.small import until
 from tests.moe.hf_models import saved
 from tests.moe.smollm2 import imported
-from tests.serving.models import byte_tokenizer, greedy
+from tests.serving.models import byte_tokenizer, greedy, write_model
 
 pytestmark = pytest.mark.slow
 
@@ -52,10 +53,10 @@ def dense(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Dense]:
     shutil.rmtree(folder)
 
 
-def _streamed(endpoint: str, model: Dense) -> str:
+def _streamed(endpoint: str, model: Dense, name: str = "dense") -> str:
     client = openai.OpenAI(base_url=f"{endpoint.removesuffix('/v1')}/v1", api_key="any", timeout=120, max_retries=0)
     chunks = client.completions.create(
-        model="dense",
+        model=name,
         prompt=model.prompt,
         max_tokens=model.length,
         temperature=0,
@@ -92,6 +93,40 @@ def test_a_dense_model_moves_in_mid_stream_and_nobody_sees_it(cluster: LocalClus
         cluster.client.wait(ticket, 60)
         until_handed_back(cluster, node)
         cluster.lend(node)
+
+
+def test_engines_come_with_the_queue_go_with_it_and_come_again(cluster: LocalCluster, tmp_path: Path) -> None:
+    folder, prompt, length = tmp_path / "moe", [40, 41, 42], 120
+    write_model(folder)
+    model = Dense(folder, prompt, length, TextCodec.from_folder(folder).decode(greedy(folder, prompt, length)))
+    engines, shards = {"min": 1, "max": 2}, {"min": 1, "max": 1}
+    part = {"model": str(folder), "engines": engines, "shards": shards, "copies": 1, "max_batch": 2, "idle_s": 3}
+    ticket = cluster.client.submit({"kind": "serve", "name": "moe", "serve": part}).job
+
+    def have(count: int) -> Job:
+        def has(job: Job) -> bool:
+            is_up = job.state == "running" and job.metrics.get("engines") == count
+            return sum(worker.role == "engine" for worker in job.workers) == count and (is_up or not count)
+
+        return until(cluster.client, ticket, has)
+
+    endpoint, is_enough, texts = have(1).endpoint, threading.Event(), set[str]()
+
+    def ask_on() -> None:
+        while not is_enough.is_set():
+            texts.add(_streamed(endpoint, model, "moe"))
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(ask_on) for _ in range(6)]
+        try:
+            have(2)
+        finally:
+            is_enough.set()
+    assert not have(0).workers  # no shard either
+    assert [asked.result() for asked in asking] == [None] * 6
+    assert _streamed(endpoint, model, "moe") in texts
+    have(1)
+    assert texts == {model.text}
 
 
 def until_handed_back(cluster: LocalCluster, node: str) -> None:

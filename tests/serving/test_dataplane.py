@@ -14,8 +14,9 @@ import torch
 
 from runtime.moe.experts import ExpertWeights, LocalExperts, run_segments
 from runtime.serving import wire
-from runtime.serving.dataplane import ExpertPlane, PlaneClosed, _Layer
+from runtime.serving.dataplane import ExpertPlane, PlaneClosed
 from runtime.serving.engine import RemoteExperts
+from runtime.serving.layer_work import LayerWork
 from runtime.serving.routing import ExpertId, Routing, table
 from runtime.serving.shard import ShardServer
 
@@ -127,6 +128,8 @@ def test_a_slow_shard_is_overtaken_and_asked_again_once_it_is_awake(shards: Shar
     for seed in range(4):
         _check(shards.plane, seed=seed)
     assert "s2" in shards.plane.live_shards()
+    assert shards.plane.hedges
+    assert shards.plane.failovers == 0  # to be slow is not to be lost
     shards.banks["s2"].go.set()
     before = shards.servers["s2"].calls
     deadline_s = time.monotonic() + 20
@@ -135,17 +138,31 @@ def test_a_slow_shard_is_overtaken_and_asked_again_once_it_is_awake(shards: Shar
     assert shards.servers["s2"].calls > before + 2
 
 
+def test_one_slow_moment_brings_no_flood_of_calls_and_no_longer_waits_for_a_second_copy(shards: Shards) -> None:
+    _check(shards.plane)
+    patience_s = shards.plane.patience_s(1)
+    for bank in shards.banks.values():
+        bank.go.clear()
+    wake = threading.Timer(0.5, lambda: [bank.go.set() for bank in shards.banks.values()])
+    wake.start()
+    _check(shards.plane)
+    wake.join()
+    assert shards.plane.hedges <= LAYERS * len(shards.banks)  # each call once
+    assert shards.plane.patience_s(1) < 1.5 * patience_s
+
+
 def test_of_an_answer_that_another_copy_gave_in_part_only_the_rest_is_taken() -> None:
     x_TD, ids_TK, _ = _batch(9)
-    work = _Layer.of(0, x_TD, ids_TK)
+    rows = dict(enumerate(torch.bincount(ids_TK.flatten()).tolist()))
+    work = LayerWork.of(0, x_TD, ids_TK.numpy(), rows, [3, 0, 5, 1, 2, 4])
     first, whole = work.ask([1, 2]), work.ask([0, 1, 2, 3, 4, 5])
     work.fill(first.experts, first.rows())
     work.fill(whole.experts, -whole.rows())
     sign_NK = torch.where((ids_TK == 1) | (ids_TK == 2), 1.0, -1.0)
-    assert torch.equal(work.y_ND.view(9, 2, WIDTH), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
+    assert torch.equal(work.finish(), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
     assert not work.missing
     work.fill(first.experts, -first.rows())
-    assert torch.equal(work.y_ND.view(9, 2, WIDTH), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
+    assert torch.equal(work.finish(), x_TD.unsqueeze(1) * sign_NK.unsqueeze(2))
 
 
 def test_an_expert_without_a_copy_waits_for_a_table_that_has_one(shards: Shards) -> None:

@@ -116,6 +116,16 @@ def test_what_nobody_has_is_shared_out_evenly() -> None:
     assert _held(_after(Rollout(load=load), up)) == set(EXPERTS)
 
 
+def test_second_copies_are_loaded_in_portions() -> None:
+    many = [(layer, expert) for layer in range(10) for expert in range(8)]
+    wanted, up, loads = _wanted({"a": many, "b": many}, set()), _up({"a": many, "b": []}, set()), []
+    while not (rollout := decide(wanted, up, set(), set(), pressed=False)).complete:
+        loads.append(len(rollout.load["b"]))
+        up = _after(rollout, up)
+        assert rollout.route["b"] <= up["b"].experts
+    assert loads == [32, 32, 16]
+
+
 def test_a_drained_shard_serves_on_until_its_successor_has_loaded() -> None:
     old = _up({"a": EXPERTS, "b": EXPERTS}, {"e"})
     wanted = _wanted({"b": EXPERTS, "c": EXPERTS}, {"e"})

@@ -24,6 +24,8 @@ def test_a_trace_is_read_at_the_lengths_of_a_small_machine(tmp_path: Path) -> No
     assert [(len(work.prompt), work.answer) for work in works] == [(300, 10), (1, 96), (512, 7)]
     assert [work.at_s for work in works] == pytest.approx([0.0, 0.052, 30.0])
     assert len(recorded(tmp_path / "trace.csv", 2.5, 1000)) == 4
+    fast = recorded(tmp_path / "trace.csv", 1.0, 1000, faster=4.0)
+    assert [4.0 * work.at_s for work in fast] == [work.at_s for work in works]
 
 
 def test_an_evenly_spread_part_is_kept() -> None:
