@@ -179,11 +179,13 @@ def _copied(job: Job, model: ModelShape, shards: Sequence[WorkerSlot], ground: G
 def _shares(job: Job, leases: Sequence[Lease], lasting: Lasting) -> Floats:
     """How much of the model each shard's node is to host, against the others [W].
 
-    What goes is to be loaded anew elsewhere, so little lies where it would soon go: one copy of everything is spread
-    evenly, that each node can still do its part of the work, and all further ones by how likely nodes are to last.
+    What goes is to be loaded anew elsewhere, so little lies where it would soon go. The only copy of a model is spread
+    evenly, that each node does its part of the work. The more copies there are, the more of the work others can do, and
+    the less is spread evenly: of two copies a quarter, and the rest by how likely nodes are to last.
     """
     chance_W = np.array([lasting.chance(lease, SERVING_FOR_S) for lease in leases])
-    share_W: Floats = 1.0 + (job.copies - 1) * chance_W / max(float(chance_W.mean()), 1e-9)
+    even = 1.0 / job.copies
+    share_W: Floats = even + (job.copies - even) * chance_W / max(float(chance_W.mean()), 1e-9)
     return share_W
 
 

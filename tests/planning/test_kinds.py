@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from scheduler.domain.jobs import Job, JobState, KindCurve, Point, Role, RoleNeed
+from scheduler.domain.jobs import Job, JobState, KindCurve, Point, Role, RoleNeed, WorkerSlot
 from scheduler.domain.plan import Assign
 from scheduler.inventory.learning import learn_kind
 from scheduler.planning.kinds import rates_on, speeds_of
 from scheduler.planning.plan import plan
-from tests.scheduler.world import SERVE, World, submit_event
+from tests.scheduler.world import SERVE, SHAPE, World, submit_event
 
 TWO = (RoleNeed(Role.TRAINER, 2, 2),)
 
@@ -179,6 +182,60 @@ def test_a_served_model_moves_whole() -> None:
     assert where(world, job) == {("s", "gpu")}
     roles = sorted(str(slot.role) for slot in world.job(job).assignment.workers)
     assert roles == ["engine", "shard", "shard", "shard"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cpus=st.integers(4, 6),
+    batches=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    shards=st.integers(2, 4),
+    copies=st.integers(1, 2),
+    faster=st.sampled_from([1.5, 4.0, 20.0]),
+    rival=st.booleans(),
+)
+def test_no_expert_falls_below_its_copies_while_a_plan_moves_the_whole_model(
+    cpus: int, batches: list[int], shards: int, copies: int, faster: float, rival: bool
+) -> None:
+    """Law 3, in a served model that a faster kind of node draws over as they come, beside a job that wants them too.
+
+    What is planned has every copy, on as many nodes; what was there stays until that is reached.
+    """
+    world = mixed_world(cpus=cpus, gpus=0)
+    needs = (RoleNeed(Role.ENGINE, 1, 1), RoleNeed(Role.SHARD, 2, shards))
+    serve = {**SERVE, "needs": needs, "copies": copies}
+    job = world.submit(**serve, kind_curves=curves(cpu=1.0, gpu=faster))
+    world.run(10.0)
+    if rival:
+        world.submit(needs=(RoleNeed(Role.TRAINER, 1, 2),), device_kinds=("gpu",))
+    held = {slot.worker: slot for slot in world.job(job).assignment.workers}
+    for count in batches:
+        world.add_nodes(count, kind="gpu", prefix="g")
+        for _ in range(40):
+            world.run(0.25, step_s=0.25)
+            now = world.job(job)
+            for workers in (now.assignment.workers, *_planned(world, job)):
+                assert _fewest_copies(workers) >= copies
+            if now.reached_revision == now.assignment_revision:
+                held = {slot.worker: slot for slot in now.assignment.workers}
+            assert _fewest_copies([s for s in held.values() if s.worker in world.inventory.workers]) >= copies
+    has_room = sum(batches) >= 1 + shards + 2 * rival
+    assert not has_room or where(world, job) == {("s", "gpu")}
+
+
+def _planned(world: World, job: str) -> list[tuple[WorkerSlot, ...]]:
+    """What the planner would have the job's workers be, if that is a change, before anybody checks it."""
+    steps = plan(world.inventory.snapshot(world.clock.now_s())).steps
+    return [step.assignment.workers for step in steps if isinstance(step, Assign) and step.assignment.job == job]
+
+
+def _fewest_copies(slots: Iterable[WorkerSlot]) -> int:
+    """Of any expert, on different nodes."""
+    nodes: dict[tuple[int, int], set[str]] = {}
+    for slot in slots:
+        for pair in slot.experts:
+            nodes.setdefault(pair, set()).add(slot.lease.node)
+    pairs = [(layer, expert) for layer in range(SHAPE.layers) for expert in range(SHAPE.experts)]
+    return min(len(nodes.get(pair, ())) for pair in pairs)
 
 
 # --- what is known of a kind -----------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def test_copies_lie_in_different_cohorts() -> None:
         assert len({world.inventory.live_lease(node).cohort for node in nodes}) == 2
 
 
-def test_further_copies_lie_where_nodes_last_and_first_ones_are_spread_evenly() -> None:
+def test_copies_lie_where_nodes_last_and_a_quarter_of_two_is_spread_evenly() -> None:
     shape = ModelShape(layers=4, experts=16, expert_bytes=GIB // 64, dense_bytes=GIB // 2)
     world = World()
     world.add_site()
@@ -202,7 +202,7 @@ def test_further_copies_lie_where_nodes_last_and_first_ones_are_spread_evenly() 
     even = sum(held.values()) / len(held)
     assert all(len(nodes) == 2 for nodes in hosts.values())
     assert set(held) < old | young
-    assert min(held.values()) >= even / 2 - shape.layers
+    assert min(held.values()) >= even / 4 - shape.layers
     assert min(held[name] for name in old & set(held)) > even > max(held[name] for name in young)
 
 
