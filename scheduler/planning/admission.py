@@ -106,7 +106,5 @@ def _outbid(of_job: Offers, view: View, promised: Mapping[PoolKey, int]) -> Reas
     job = of_job[0].standing.job
     spare = {c.pool: view.pools[c.pool].capacity - promised.get(c.pool, 0) - c.floor_width for c in of_job}
     best = max(of_job, key=lambda claim: spare[claim.pool])
-    if spare[best.pool] >= 0:
-        return why.not_worth_it(job, view.pools[best.pool])
     others = [view.pools[claim.pool] for claim in of_job if claim is not best]
     return why.no_capacity(job, view.pools[best.pool], best.floor_width, promised.get(best.pool, 0), others)

@@ -56,17 +56,6 @@ def no_capacity(job: Job, pool: Pool, needed: int, promised: int, others: Sequen
     return Reason("no_capacity", message, remedy)
 
 
-def not_worth_it(job: Job, pool: Pool) -> Reason:
-    """There is room, but a start costs more than is likely to come of it before the nodes change again."""
-    site, kind = pool.key
-    message = f"job {job.id} waits, though there is room on {kind} devices at site {site}: to start would cost more "
-    return Reason(
-        "not_worth_it",
-        message + "than it is likely to get done before nodes come or go again.",
-        "It starts when nodes stay longer, and the sooner the longer it has waited.",
-    )
-
-
 def budget_spent(job: Job) -> Reason:
     """It may use no more."""
     hours = (job.budget_device_s or 0.0) / 3600

@@ -43,7 +43,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Replay a machine's own record of idle nodes through Fallow's control loop: what would it harvest?",
     )
     add = parser.add_argument
-    add("--trace", type=Path, required=True, metavar="FILE", help="idle intervals, SWF log, sacct output or event log")
+    add(
+        "--trace",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="idle intervals, SWF log, sacct output, or Fallow's own database",
+    )
     add("--jobs", type=Path, metavar="FILE", help="job mix (.json, .json.gz) or Fallow job files (.yaml)")
     add("--endless", action="store_true", help="the first --parallel jobs run throughout and never finish")
     add("--parallel", type=_count, default=10, metavar="N", help="jobs at a time, default 10")

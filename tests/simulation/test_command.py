@@ -247,6 +247,17 @@ def test_a_terminal_sees_how_far_it_is_and_a_file_does_not(tmp_path: Path) -> No
     assert quiet.stderr == ""
 
 
+def test_fallow_simulate_is_this_command(tmp_path: Path) -> None:
+    fallow = [sys.executable, "-m", "fallow", "simulate", "--trace"]
+    done = subprocess.run([*fallow, str(trace_file(tmp_path)), "--endless"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("fallow on idle.csv: harvest 0.9")
+    bad = tmp_path / "bad.csv"
+    bad.write_text("node,start_s,end_s\nn,5,1\n")
+    refused = subprocess.run([*fallow, str(bad)], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("fallow simulate: bad.csv, line 2: ")
+
+
 def _all_of(terminal: int) -> str:
     read = b""
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 from collections import defaultdict
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from scheduler.simulation.job_mix import read_job_mix
 from scheduler.simulation.traces import BadTrace, IdleInterval, Trace, read_trace
 from scheduler.simulation.traces.sacct import expand_hostlist
+from scheduler.store.sql_store import SqlStore
+from tests.scheduler.world import World
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -164,6 +168,35 @@ def test_leases_of_our_own_event_log_are_its_intervals(tmp_path: Path) -> None:
     trace = read_trace(written(tmp_path, "\n".join(json.dumps(row) for row in rows), "events.jsonl"))
     assert trace.intervals == (IdleInterval(10, "a", 60), IdleInterval(30, "b", 100))
     assert trace.left_out == (("ends of leases that began before the log", 1),)
+
+
+def test_a_schedulers_own_database_is_a_trace_while_it_runs(tmp_path: Path) -> None:
+    """Its leases, as they were lent, by the log of a real store that is still open."""
+    path = tmp_path / "fallow.db"
+    store, world = SqlStore(f"sqlite:///{path}"), World()
+    world.store = world.loop._store = store  # type: ignore[assignment]
+    world.add_site()
+    world.run(10.0)
+    first, second = world.add_nodes(2)
+    world.run(100.0)
+    world.twin.owner_reclaims(first, 5.0)
+    world.run(100.0)
+    began_s, leases = store.log_after(0, 1)[0].at_s, (world.inventory.leases.values())
+    trace = read_trace(path)
+    last_s = store.log_tail(1)[0].at_s
+    assert {(i.node, i.start_s, i.end_s) for i in trace.intervals} == {
+        (of.key.node, of.started_s - began_s, (last_s if of.ended_s is None else of.ended_s) - began_s) for of in leases
+    }
+    assert {i.node for i in trace.intervals} == {first, second}
+    store.close()
+
+
+def test_another_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE holidays (day)")
+    with pytest.raises(BadTrace, match=r"other\.db: not the database of a Fallow scheduler \(no such table: log\)"):
+        read_trace(path)
 
 
 def test_job_mix_leaves_out_jobs_without_a_curve_and_counts_them(tmp_path: Path) -> None:

@@ -25,11 +25,15 @@ class Reader(Protocol):
         """Read the whole file; `file` names it in errors."""
 
 
+GZIP = b"\x1f\x8b"
+
 READERS: tuple[Reader, ...] = (idle_csv, sacct, event_log, swf)
 
 
 def read_trace(path: Path) -> Trace:
     """Read a trace of any known format. Raises `BadTrace` with file and line."""
+    if _begins_with(path, event_log.DATABASE):
+        return event_log.read_database(path)
     first = _first_line(path)
     for reader in READERS:
         if reader.recognises(first):
@@ -38,7 +42,7 @@ def read_trace(path: Path) -> Trace:
         path.name,
         1,
         "not a trace that Fallow reads: it takes 'node,start_s,end_s' tables, Standard Workload Format logs, "
-        "`sacct --parsable2` output, and Fallow's own event log as JSON lines",
+        "`sacct --parsable2` output, and Fallow's own event log: a scheduler's SQLite database, or JSON lines",
     )
 
 
@@ -46,7 +50,9 @@ def numbered_lines(path: Path) -> Lines:
     """Numbered text lines of a plain or gzipped UTF-8 file. Raises `BadTrace` where it is cut or not text."""
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if _is_gzip(path) else path.open(encoding="utf-8") as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8") if _begins_with(path, GZIP) else path.open(encoding="utf-8") as file
+        ):
             for number, line in enumerate(file, 1):
                 yield number, line.rstrip("\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -55,10 +61,10 @@ def numbered_lines(path: Path) -> Lines:
         raise BadTrace(path.name, number + 1, f"not UTF-8 text ({error.reason})") from error
 
 
-def _is_gzip(path: Path) -> bool:
+def _begins_with(path: Path, start: bytes) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(2) == b"\x1f\x8b"
+            return file.read(len(start)) == start
     except FileNotFoundError as error:
         raise BadTrace(str(path), None, "no such file") from error
     except OSError as error:
