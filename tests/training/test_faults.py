@@ -121,6 +121,7 @@ async def test_a_slow_worker_gets_less_of_the_batch_and_of_the_experts(stage: St
     await done(stage)
     (told,) = [line for log in stage.said.all("log") for line in log["lines"] if "of the others' speed" in line]
     assert float(told.split()[2]) < 0.75
+    assert [f["detail"] for f in stage.said.all("worker") if f["state"] == "slow"] == [told]
     owned = {member.worker: len(member.slot.experts) for member in generation.members}
     assert owned["a"] > owned["b"]
     speeds = [member.speed for member in generation.members]
