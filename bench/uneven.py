@@ -11,7 +11,6 @@ the time runs at more than half the speed of the other.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -38,7 +37,6 @@ from runtime.training.trainer import Signals, Trainer
 SIZES = Sizes(12, layers=2, batch=16, length=64)
 STEPS = WINDOW - 2
 """With the one that warms up, fewer than a window: shares stay as they begin."""
-STOPPED_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -125,16 +123,16 @@ def _member(folder: str, port: int, rank: int, rounds: int, out: Any) -> None:
 
 
 @contextlib.contextmanager
-def half_stopped(pid: int) -> Iterator[None]:
-    """That process is stopped half of the time."""
+def slowed(pid: int, stopped_s: float = 0.01, runs_s: float = 0.01) -> Iterator[None]:
+    """That process is stopped and runs in turns; in the end it runs."""
     is_over = threading.Event()
 
     def stop_and_go() -> None:
-        for number in itertools.cycle((signal.SIGSTOP, signal.SIGCONT)):
-            if is_over.wait(STOPPED_S) and number == signal.SIGSTOP:
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            while not is_over.wait(runs_s):
+                os.kill(pid, signal.SIGSTOP)
+                is_over.wait(stopped_s)
+                os.kill(pid, signal.SIGCONT)
 
     thread = threading.Thread(target=stop_and_go)
     thread.start()
@@ -159,7 +157,7 @@ def rates(rounds: int) -> dict[str, float]:
         for _ in members:  # they are there
             out.get(timeout=120)
         assert members[1].pid is not None
-        with half_stopped(members[1].pid):
+        with slowed(members[1].pid):
             told = [out.get(timeout=600) for _ in range(2 * rounds)]
         for member in members:
             member.join()
