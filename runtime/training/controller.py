@@ -266,7 +266,7 @@ class TrainController:
     async def _begin(self, go: Go) -> None:
         """Order a switch to every participant."""
         number = self._last_number = self._last_number + 1
-        generation = form(number, go.slots, self._speeds.newest)
+        generation = form(number, go.slots, self._speeds.usual)
         try:
             switch = await (self._graceful(go, generation) if go.is_graceful else self._recovery(go, generation))
             self._unreachable = ""
