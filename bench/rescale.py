@@ -144,6 +144,9 @@ def rows_of(mine: Measured, theirs: Measured, side: FallowJob) -> list[Row]:
         rows.append(row(f"{kind}: steps recomputed", "steps", again[0], name, again[1]))
         moved = [statistics.median(m.moved[kind]) / 1e6 for m in (mine, theirs)]
         rows.append(row(f"{kind}: state moved", "MB", moved[0], name, moved[1]))
+    apart = zip(mine.costs["grow"], side.moving_s, strict=True)
+    still_s = statistics.median(max(grow.stall_s - moving_s, 0.0) for grow, moving_s in apart)
+    rows.append(row("grow: nobody trains, apart from the time in which state moved", "s", still_s, at_most=0.3))
     *deaths_s, hang_s = side.detected_s
     rows.append(row("kill: death detected", "s", statistics.median(deaths_s), at_most=0.5))
     rows.append(row("hang: detected", "s", hang_s, at_most=2.0))

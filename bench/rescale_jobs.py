@@ -54,7 +54,13 @@ class FallowJob:
     nodes: Cluster
     detected_s: list[float] = field(default_factory=list)
     warm_up: list[dict[str, float]] = field(default_factory=list)
+    grown: list[int] = field(default_factory=list)  # revisions
     _revision: int = 0
+
+    @property
+    def moving_s(self) -> list[float]:
+        """Of each growth's stall, while state was on its way."""
+        return [self.ours.said.moving_s.get(revision, 0.0) for revision in self.grown]
 
     @property
     def steps(self) -> list[Step]:
@@ -64,6 +70,7 @@ class FallowJob:
     async def joined(self, leases: list[LeaseKey]) -> None:
         """See `Contestant`."""
         self._revision = await self.ours.become(leases, "grow")
+        self.grown.append(self._revision)
         worker = f"w{leases[-1].epoch}"
         warm_up = await self.until(lambda: self.ours.said.warm_up.get(worker))
         started_s, ready_s = self.nodes.joined(leases[-1])

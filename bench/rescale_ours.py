@@ -31,8 +31,10 @@ class Said:
         self.lost_s: dict[str, float] = {}  # worker: Unix time at which it was known to be lost
         self.warm_up: dict[str, dict[str, float]] = {}  # worker: seconds of each part
         self.moved: dict[int, int] = {}  # revision: bytes
+        self.moving_s: dict[int, float] = {}  # revision: of its stall, while they were on their way
         self.failed = ""
         self.changed = asyncio.Event()
+        self._moving_s = 0.0  # of switches whose revision is not reached yet
         self._width_from: list[tuple[int, int]] = []  # (first step, width), newest last
 
     def reached(
@@ -41,6 +43,8 @@ class Said:
         """The survivors of a loss say so under the old revision, of which the bytes are then added up."""
         log.info("revision %d reached: %s, stall %.3f s", assignment.revision, cause, stall_s)
         self.moved[assignment.revision] = self.moved.get(assignment.revision, 0) + bytes_moved
+        self.moving_s[assignment.revision] = self.moving_s.get(assignment.revision, 0.0) + self._moving_s
+        self._moving_s = 0.0
         self.changed.set()
 
     def progress(
@@ -87,6 +91,8 @@ class Said:
         """For whoever looks for what went wrong."""
         for line in lines:
             log.info("%s %s", worker, line)
+            if found := re.search(r"([\d.]+) s of it while [\d.]+ MB of state moved", line):
+                self._moving_s += float(found[1])
 
 
 class Ours:

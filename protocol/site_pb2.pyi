@@ -266,7 +266,7 @@ class WorkerChanged(_message.Message):
     job: _builtins.str
     worker: _builtins.str
     state: _builtins.str
-    """"starting", "running", "left", "lost" """
+    """"starting", "running", "slow", "left", "lost" """
     detail: _builtins.str
     @_builtins.property
     def lease(self) -> _common_pb2.LeaseRef: ...

@@ -13,7 +13,7 @@ N rows, D hidden size, F expert size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,10 +28,36 @@ def fused(x_ND: Tensor, counts: Sequence[int], experts: Sequence[ExpertWeights])
     """Outputs (N, D) of rows sorted by expert, `counts[e]` rows for `experts[e]`, of which there is at least one.
 
     Products are in the type of `x_ND`, whatever that of the experts. The backward pass adds to each matrix's `.grad`,
-    which must be there. `x_ND` must depend on something that wants a
+    which must be there, or writes over it after `forget_gradients`. `x_ND` must depend on something that wants a
     gradient, as the backward pass is not run otherwise.
     """
     return _Fused.apply(x_ND, counts, experts)
+
+
+def forget_gradients(experts: Iterable[ExpertWeights]) -> None:
+    """Before a step: the next gradient of each matrix is written over what its `.grad` holds.
+
+    Zeros would be written and read again, which with few rows for each expert takes about as long as its products.
+    """
+    for expert in experts:
+        for matrix in expert:
+            setattr(matrix, _FORGOTTEN, True)
+
+
+def settle_gradients(experts: Iterable[ExpertWeights]) -> None:
+    """After a step: the gradient of whoever got no row is zero."""
+    left = [matrix for expert in experts for matrix in expert if _is_forgotten(matrix)]
+    for matrix in left:
+        setattr(matrix, _FORGOTTEN, False)
+    if left:
+        torch._foreach_zero_([matrix.grad for matrix in left])
+
+
+_FORGOTTEN = "gradient_is_forgotten"
+
+
+def _is_forgotten(matrix: Tensor) -> bool:
+    return getattr(matrix, _FORGOTTEN, False)
 
 
 class _Fused(torch.autograd.Function):
@@ -60,21 +86,28 @@ class _Fused(torch.autograd.Function):
 def _segment_backward(expert: ExpertWeights, x: Tensor, hidden: Tensor, grad: Tensor, dx: Tensor) -> None:
     gate, value = hidden.chunk(2, dim=1)
     active = silu(gate)
-    _add_product(expert.w2.grad, grad.t(), active * value)
+    _add_product(expert.w2, grad.t(), active * value)
     d_product = torch.mm(grad, expert.w2.to(grad.dtype))
     d_hidden = torch.empty_like(hidden)
     d_gate, d_value = d_hidden.chunk(2, dim=1)
     torch.mul(d_product, active, out=d_value)
     torch.ops.aten.silu_backward.grad_input(d_product.mul_(value), gate, grad_input=d_gate)
-    _add_product(expert.w1.grad, d_hidden.t(), x)
+    _add_product(expert.w1, d_hidden.t(), x)
     torch.mm(d_hidden, expert.w1.to(grad.dtype), out=dx)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
+def _add_product(matrix: Tensor, a: Tensor, b: Tensor) -> None:
+    total = matrix.grad
+    assert total is not None
+    is_first = _is_forgotten(matrix)
+    setattr(matrix, _FORGOTTEN, False)
+    if total.dtype != a.dtype:
+        product = torch.mm(a, b)
+        total.copy_(product) if is_first else total.add_(product)
+    elif is_first:
+        torch.mm(a, b, out=total)
     else:
-        total.add_(torch.mm(a, b))
+        total.addmm_(a, b)
 
 
 def _segments(experts: Sequence[ExpertWeights], counts: Sequence[int], *by_row: Tensor) -> Any:

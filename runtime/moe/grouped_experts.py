@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm, silu
 
-from runtime.moe.fused_experts import fused
+from runtime.moe.fused_experts import fused, settle_gradients
 
 if TYPE_CHECKING:
     from runtime.moe.experts import ExpertWeights
@@ -66,6 +66,7 @@ class _Grouped(torch.autograd.Function):
         d_gate_NF = torch.ops.aten.silu_backward(d_product_NF * value_NF, gate_NF)
         d_hidden_N2F = torch.cat((d_gate_NF, d_product_NF * active_NF), dim=1)
         w1_grads_EFD = grouped_mm(d_hidden_N2F.t(), x_ND, offs=ends_E)
+        settle_gradients(ctx.experts)
         for part, grads in enumerate((w1_grads_EFD, w2_grads_EDF)):
             torch._foreach_add_([expert[part].grad for expert in ctx.experts], list(grads.float().unbind()))
         return grouped_mm(d_hidden_N2F, w1_EFD, offs=ends_E), None, None

@@ -66,7 +66,7 @@ class Reports(Protocol):
         """The assignment cannot be carried out."""
 
     def worker(self, job: str, slot: WorkerSlot, state: str, detail: str = "") -> None:
-        """A worker is "starting", "running", "left" or "lost"."""
+        """A worker is "starting", "running", "left" or "lost"; or "slow", and runs on."""
 
     def progress(
         self,

@@ -185,6 +185,8 @@ class TrainController:
             if worker not in before:
                 told = f"works at {speed:.2f} of the others' speed: it gets less of each batch, and keeps fewer experts"
                 self._reports.log(self._job, worker, [told])
+                if worker in self._links:
+                    self._reports.worker(self._job, self._links[worker].slot, "slow", told)
 
     def _switched(self, link: Link) -> None:
         link.phase, link.is_finishing = "training", False
@@ -264,7 +266,7 @@ class TrainController:
     async def _begin(self, go: Go) -> None:
         """Order a switch to every participant."""
         number = self._last_number = self._last_number + 1
-        generation = form(number, go.slots, self._speeds.newest)
+        generation = form(number, go.slots, self._speeds.usual)
         try:
             switch = await (self._graceful(go, generation) if go.is_graceful else self._recovery(go, generation))
             self._unreachable = ""
@@ -319,7 +321,10 @@ class TrainController:
             return await switches.resend(flight, self._links)
         if flight.is_complete:
             self._flight, self._generation = None, flight.switch.generation
-            self._landing = flight.landing().after(self._landing)
+            landing = flight.landing()
+            if landing.stall_s:
+                self._reports.log(self._job, "", [str(landing)])
+            self._landing = landing.after(self._landing)
             self._progress.new_generation()
             return True
         if not flight.is_broken:

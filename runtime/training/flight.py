@@ -21,13 +21,18 @@ class Landing:
     bytes_moved: int = 0
     at_step: int = 0
     cause: str = ""
+    moving_s: float = 0.0  # of the stall, while those bytes were on their way
 
     def after(self, earlier: Landing | None) -> Landing:
         """Both together, if the earlier one has not been reported yet."""
         if earlier is None:
             return self
         stall_s, moved = self.stall_s + earlier.stall_s, self.bytes_moved + earlier.bytes_moved
-        return Landing(stall_s, moved, self.at_step, self.cause)
+        return Landing(stall_s, moved, self.at_step, self.cause, self.moving_s + earlier.moving_s)
+
+    def __str__(self) -> str:
+        moving = f", {self.moving_s:.3f} s of it while {self.bytes_moved / 1e6:.1f} MB of state moved"
+        return f"{self.cause}: nobody trained for {self.stall_s:.3f} s" + (moving if self.bytes_moved else "")
 
 
 @dataclass
@@ -89,6 +94,7 @@ class Flight:
             bytes_moved=sum(e["bytes"] for e in self._through.values()),
             at_step=max(e["step"] for e in members),
             cause=self.switch.cause,
+            moving_s=max(e.get("moving_s", 0.0) for e in self._through.values()),
         )
 
     def _is_through(self, worker: str) -> bool:

@@ -28,6 +28,8 @@ from runtime.training.memory import during
 GRID = 384.0
 """Adding and taking away 1.5 * 2**8 rounds a float64 to the grid of 2**-44."""
 GRAINS_EACH = 8
+AT_ONCE = 1 << 15
+"""Numbers that are rounded at a time: they stay in a core's cache from one pass to the next."""
 
 
 def grain_count(global_batch: int, max_width: int) -> int:
@@ -51,8 +53,9 @@ class Replica:
         """Add this grain's gradient to a float64 sum, and forget it."""
         for parameter, (start, end) in self._views:
             if parameter.grad is not None:
-                on_grid = (parameter.grad.flatten().double() + GRID).sub_(GRID)
-                total[start:end].add_(on_grid)
+                flat = parameter.grad.flatten()
+                for part, sums in zip(flat.split(AT_ONCE), total[start:end].split(AT_ONCE), strict=True):
+                    sums.add_(part.double().add_(GRID).sub_(GRID))
                 parameter.grad = None
 
 

@@ -93,9 +93,9 @@ class Speeds:
         self._seen: dict[str, deque[float]] = {}
 
     @property
-    def newest(self) -> dict[str, float]:
-        """Of the last window."""
-        return {worker: seen[-1] for worker, seen in self._seen.items()}
+    def usual(self) -> dict[str, float]:
+        """Of the middle one of the last windows: a single one may have been disturbed."""
+        return {worker: statistics.median_low(seen) for worker, seen in self._seen.items()}
 
     def hear(self, speeds: Mapping[str, float]) -> None:
         """The speeds of a window, of all workers that train together."""

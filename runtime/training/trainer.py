@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from protocol.jobspec import JobSpec
+from runtime.moe.fused_experts import forget_gradients, settle_gradients
 from runtime.moe.routers import SigmoidBiasRouter
 from runtime.training.adamw import clip_scale, learning_rate, update
 from runtime.training.expert_parallel import ExpertParallel
-from runtime.training.flat import squared_gradients, zero_gradients
+from runtime.training.flat import squared_gradients
 from runtime.training.generation import Generation
 from runtime.training.grains import Replica, grain_count, losses
 from runtime.training.group import Group
@@ -168,13 +169,15 @@ class Trainer(Stepper):
     def _forward_backward(self, step: int) -> None:
         state, part = self._state, self._part
         self._sums.zero_()
-        zero_gradients([piece.flat for piece in state.experts.values()])
+        experts = [piece.weights for piece in state.experts.values()]
+        forget_gradients(experts)
         for turn in range(part.accumulate):
             self._add_losses(self._losses_N, self._batches, step, *share(part.global_batch, part.accumulate, turn))
+        settle_gradients(experts)
         if state.experts:
-            layers, experts = zip(*state.experts, strict=True)
+            layers, numbers = zip(*state.experts, strict=True)
             pieces = [piece.flat for piece in state.experts.values()]
-            self._squared_norms_LE[list(layers), list(experts)] = squared_gradients(pieces)
+            self._squared_norms_LE[list(layers), list(numbers)] = squared_gradients(pieces)
 
     def _add_losses(self, sums_N: Tensor, batches: Batches, step: int, start: int, stop: int) -> None:
         """Samples `start` to `stop` of a step, forward, and backward where gradients are wanted."""

@@ -5,6 +5,7 @@ Until everyone has everything, nobody's live state changes; a switch that breaks
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,7 @@ class Entry:
 
     is_member: bool
     bytes_received: int
+    moving_s: float  # from when everyone had met to when this worker had, and had given, everything
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,19 @@ def enter(switch: Switch, worker: str, standing: Standing, seed: int, address: s
     standing.group = union  # so that whoever closes this standing breaks the switch for the others too
     before = union.bytes_received
     position = _agree(union, supply.position)
+    started_s = time.monotonic()
     received = _move(switch, worker, standing.state, supply, union)
+    moving_s = time.monotonic() - started_s
     union.barrier()
     moved = union.bytes_received - before
     if worker not in switch.generation.workers:
         standing.close()
-        return Entry(False, moved)
+        return Entry(False, moved, moving_s)
     _take_over(switch, worker, standing, supply, received, position)
     if switch.participants != switch.generation.workers:
         standing.group = _connect(switch, "members", switch.generation.workers, worker, address, standing, orders)
         union.close()
-    return Entry(True, moved)
+    return Entry(True, moved, moving_s)
 
 
 def _supply(switch: Switch, worker: str, standing: Standing, seed: int) -> _Supply:

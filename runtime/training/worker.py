@@ -155,6 +155,7 @@ class TrainWorker:
         entry = enter(switch, self._me, standing, self._part.seed, self._slot.address, self._orders)
         self._since_switch = 0
         facts = {"number": switch.number, "step": self.step, "bytes": entry.bytes_received}
+        facts["moving_s"] = entry.moving_s
         if not entry.is_member:
             self._become("left", **facts)
             return

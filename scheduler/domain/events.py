@@ -148,7 +148,7 @@ class AssignmentRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerChanged(Event):
-    """A worker is "starting", "running", "left" or "lost"."""
+    """A worker is "starting", "running", "left" or "lost"; or "slow", and runs on."""
 
     job: str
     worker: str

@@ -114,7 +114,7 @@ def cancel_requested(r: Records, e: events.CancelRequested) -> None:
 
 
 def worker_changed(r: Records, e: events.WorkerChanged) -> None:
-    """A worker came up, left or died."""
+    """A worker came up, left, died, or is slow."""
     worker = r.workers.get(e.worker)
     if worker is None or not worker.is_live or worker.lease != e.lease or worker.job != e.job:
         fence(r, f"news ({e.state}) of worker {e.worker} on {e.lease}, which is over", job=e.job, node=e.lease.node)
@@ -123,6 +123,8 @@ def worker_changed(r: Records, e: events.WorkerChanged) -> None:
     match e.state:
         case "running" if worker.state is WorkerState.STARTING:
             _run(r, worker, e.detail)
+        case "slow":
+            r.log("worker_slow", f"{e.worker} on {e.lease} {e.detail}", job=e.job, node=e.lease.node)
         case "left":
             end_worker(r, worker)
             r.log("worker_left", f"{e.worker} left {e.lease}", job=e.job, node=e.lease.node)

@@ -14,7 +14,7 @@ from scheduler.domain.reasons import Reason, Refused
 from scheduler.rpc import checks
 from scheduler.rpc.convert import device_from_wire, lease_from_wire, reason_from_wire
 
-WORKER_STATES = ("starting", "running", "left", "lost")
+WORKER_STATES = ("starting", "running", "slow", "left", "lost")
 OUTCOMES = ("done", "failed", "cancelled")
 
 

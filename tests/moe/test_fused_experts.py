@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from runtime.moe.experts import ExpertWeights, run_segments
-from runtime.moe.fused_experts import fused
+from runtime.moe.fused_experts import forget_gradients, fused, settle_gradients
 
 D, F = 12, 10
 
@@ -60,3 +60,20 @@ def test_an_experts_numbers_do_not_depend_on_its_neighbours() -> None:
     alone = gradients(slice(2, 3), slice(8, 15), [7])
     assert torch.equal(together[0][8:15], alone[0])
     assert all(torch.equal(a, b) for a, b in zip(together[1:], alone[1:], strict=True))
+
+
+def test_a_step_after_forget_gradients_leaves_what_a_step_after_zeros_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    experts, x = bank(3, generator, torch.float32), torch.randn(12, D, generator=generator)
+
+    def step() -> list[torch.Tensor]:
+        for counts, rows in (([0, 3, 2], slice(5)), ([0, 7, 0], slice(5, 12))):  # gradients of two parts add up
+            fused(x[rows].clone().requires_grad_(), counts, experts).square().sum().backward()
+        settle_gradients(experts)
+        return [m.grad.clone() for expert in experts for m in expert]
+
+    after_zeros = step()
+    forget_gradients(experts)
+    assert all(torch.equal(a, b) for a, b in zip(after_zeros, step(), strict=True))
+    assert not after_zeros[0].any()
+    assert not experts[0].w1.grad.any()

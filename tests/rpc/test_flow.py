@@ -69,6 +69,15 @@ async def test_a_node_is_lent_works_and_goes_back_to_its_owner(service: Service)
     assert [rescale.stall_s for rescale in shown.rescales] == [0.25]
     assert dict(shown.metrics) == {"q": 1.0}
 
+    slow = site_pb2.WorkerChanged(job=job, worker=worker.worker, lease=lease, state="slow", detail="works at 0.4")
+    await site.say(SiteMessage(worker=slow))
+
+    async def heard_of_it() -> Any:
+        return [row for row in service.store.log_tail(50, job) if row.kind == "worker_slow"]
+
+    (row,) = await service.until(heard_of_it)
+    assert (row.job, row.node, row.message) == (job, "n1", f"{worker.worker} on n1/{lease.epoch} works at 0.4")
+
     notice = agent_pb2.ReclaimNotice(epoch=lease.epoch, deadline_s=service.loop.now_s() + 30, grace_s=30, cause="owner")
     await agent.say(AgentMessage(reclaim=notice))
     parked = await site.hear("assign")

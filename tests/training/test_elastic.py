@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from runtime.training.controller import TrainController
@@ -29,6 +31,10 @@ async def test_grow_shrink_and_kill_leave_the_loss_curve_as_it_was(stage: Stage)
     # a graceful rescale loses nothing, an abrupt loss at most the steps since the last snapshot
     assert all(lost["steps"] <= stage.spec.train.snapshot_every for lost in stage.said.all("work_lost"))
     assert lost["stall_s"] > 0
+    lines = [line for log in stage.said.all("log") for line in log["lines"]]
+    assert any(
+        re.search(r"^grow: nobody trained for \d\.\d+ s, \d\.\d+ s of it while \d+\.\d MB", line) for line in lines
+    )
     assert stage.actors.alive() == set()
 
 

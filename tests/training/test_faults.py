@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import resource
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bench.uneven import slowed
 from runtime.training.checkpoints import folder_of, newest_sound
 from runtime.training.shares import split
 from tests.training.stage import Stage, assert_equal_to_undisturbed
@@ -87,32 +84,11 @@ async def test_experts_that_do_not_fit_are_named_with_the_width_at_which_they_wo
     assert int(wider[1]) > 2
 
 
-@contextlib.contextmanager
-def slowed(pid: int) -> Iterator[None]:
-    """The process is stopped for three quarters of the time."""
-    is_over = threading.Event()
-
-    def stop_and_go() -> None:
-        while not is_over.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            is_over.wait(0.03)
-            os.kill(pid, signal.SIGCONT)
-            is_over.wait(0.01)
-
-    thread = threading.Thread(target=stop_and_go)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
 async def test_a_slow_worker_gets_less_of_the_batch_and_of_the_experts(stage: Stage) -> None:
     model = {**stage.spec.train.model.model_dump(), "hidden_size": 64, "expert_size": 128, "experts": 12}
     stage.spec = tiny_spec(model=model, steps=80, global_batch=24, checkpoint_every=200)
     await stage.warm("a", "b")
-    with slowed(stage.actors.processes["b"].pid):
+    with slowed(stage.actors.processes["b"].pid, stopped_s=0.03):
         await stage.become(["a", "b"], "start")
         moved = await stage.said.until("reached", lambda f: f["cause"] == "straggler")
         assert moved["bytes_moved"] > 0
@@ -121,6 +97,7 @@ async def test_a_slow_worker_gets_less_of_the_batch_and_of_the_experts(stage: St
     await done(stage)
     (told,) = [line for log in stage.said.all("log") for line in log["lines"] if "of the others' speed" in line]
     assert float(told.split()[2]) < 0.75
+    assert [f["detail"] for f in stage.said.all("worker") if f["state"] == "slow"] == [told]
     owned = {member.worker: len(member.slot.experts) for member in generation.members}
     assert owned["a"] > owned["b"]
     speeds = [member.speed for member in generation.members]

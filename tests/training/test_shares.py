@@ -76,9 +76,10 @@ def test_a_straggler_is_one_that_is_slow_in_most_of_several_windows() -> None:
     assert heard.stragglers == {"b": 0.5}
     heard.hear({"a": 1.0, "b": 0.9})
     assert heard.stragglers == {"b": 0.5}
+    assert heard.usual == {"a": 1.0, "b": 0.5}
     heard.hear({"a": 1.0, "b": 0.9})
     assert heard.stragglers == {}
-    assert heard.newest == {"a": 1.0, "b": 0.9}
+    assert heard.usual == {"a": 1.0, "b": 0.9}
     heard.hear({"a": 1.0, "c": 0.4})  # other workers: what b was does not count any more
     assert heard.stragglers == {}
 
