@@ -110,7 +110,8 @@ def test_engines_come_with_the_queue_go_with_it_and_come_again(cluster: LocalClu
 
         return until(cluster.client, ticket, has)
 
-    endpoint, is_enough, texts = have(1).endpoint, threading.Event(), set[str]()
+    endpoint = until(cluster.client, ticket, lambda job: bool(job.endpoint)).endpoint  # it may be asleep again already
+    is_enough, texts = threading.Event(), set[str]()
 
     def ask_on() -> None:
         while not is_enough.is_set():
@@ -122,10 +123,11 @@ def test_engines_come_with_the_queue_go_with_it_and_come_again(cluster: LocalClu
             have(2)
         finally:
             is_enough.set()
-    assert not have(0).workers  # no shard either
+    asleep = have(0)
+    assert not asleep.workers  # no shard either
     assert [asked.result() for asked in asking] == [None] * 6
     assert _streamed(endpoint, model, "moe") in texts
-    have(1)
+    until(cluster.client, ticket, lambda job: any(each.width for each in job.rescales[len(asleep.rescales) :]))
     assert texts == {model.text}
 
 
