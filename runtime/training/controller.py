@@ -124,8 +124,7 @@ class TrainController:
             self._ensure_link(slot)
 
     def _ensure_link(self, slot: WorkerSlot) -> None:
-        known = self._links.get(slot.worker)
-        if known is not None:
+        if slot.worker in self._links:
             return
         assert self._target is not None
         spec_json = self._target.spec.model_dump_json()
@@ -179,14 +178,11 @@ class TrainController:
             await self._end("done", "", self._output)
 
     def _take_speeds(self, speeds: dict[str, float]) -> None:
-        before = self._speeds.stragglers
-        self._speeds.hear(speeds)
-        for worker, speed in self._speeds.stragglers.items():
-            if worker not in before:
-                told = f"works at {speed:.2f} of the others' speed: it gets less of each batch, and keeps fewer experts"
-                self._reports.log(self._job, worker, [told])
-                if worker in self._links:
-                    self._reports.worker(self._job, self._links[worker].slot, "slow", told)
+        for worker, speed in self._speeds.hear(speeds).items():
+            told = f"works at {speed:.2f} of the others' speed: it gets less of each batch, and keeps fewer experts"
+            self._reports.log(self._job, worker, [told])
+            if worker in self._links:
+                self._reports.worker(self._job, self._links[worker].slot, "slow", told)
 
     def _switched(self, link: Link) -> None:
         link.phase, link.is_finishing = "training", False

@@ -97,11 +97,13 @@ class Speeds:
         """Of the middle one of the last windows: a single one may have been disturbed."""
         return {worker: statistics.median_low(seen) for worker, seen in self._seen.items()}
 
-    def hear(self, speeds: Mapping[str, float]) -> None:
-        """The speeds of a window, of all workers that train together."""
+    def hear(self, speeds: Mapping[str, float]) -> dict[str, float]:
+        """The speeds of a window, of all workers that train together. Those who became stragglers by it, as below."""
+        before = self.stragglers
         self._seen = {worker: self._seen.get(worker, deque(maxlen=SEEN)) for worker in speeds}
         for worker, speed in speeds.items():
             self._seen[worker].append(speed)
+        return {worker: speed for worker, speed in self.stragglers.items() if worker not in before}
 
     @property
     def stragglers(self) -> dict[str, float]:

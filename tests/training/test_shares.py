@@ -72,9 +72,9 @@ def test_a_straggler_is_one_that_is_slow_in_most_of_several_windows() -> None:
     for _ in range(SEEN - 1):
         heard.hear({"a": 1.0, "b": 0.5})
         assert heard.stragglers == {}
-    heard.hear({"a": 1.0, "b": 0.4})
+    assert heard.hear({"a": 1.0, "b": 0.4}) == {"b": 0.5}
     assert heard.stragglers == {"b": 0.5}
-    heard.hear({"a": 1.0, "b": 0.9})
+    assert heard.hear({"a": 1.0, "b": 0.9}) == {}, "it was told once"
     assert heard.stragglers == {"b": 0.5}
     assert heard.usual == {"a": 1.0, "b": 0.5}
     heard.hear({"a": 1.0, "b": 0.9})
