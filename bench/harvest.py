@@ -136,28 +136,30 @@ _mixes: dict[str, tuple[MixJob, ...]] = {}
 
 def harvest(run: Run) -> float:
     """Useful work as a share of the frictionless bound."""
-    trace, mix = _traces[run.trace], _mixes[run.mix]
-    setting = Setting(
-        parallel=PARALLEL, endless=True, grace_s=run.grace_s, physics=run.physics, curves_known=run.curves_known
-    )
-    with seldom_collecting():
-        replay = Replayer(trace, mix, _planner(run, mix), setting).run()
+    replay = _replayed(run)
     presences = [(r.job, r.admitted_s, replay.end_s) for r in replay.jobs]
-    bound = frictionless(trace, presences, replay.start_s, replay.end_s)
+    bound = frictionless(replay.trace, presences, replay.start_s, replay.end_s)
     return sum(record.clock.tally.useful_s for record in replay.jobs) / bound.useful_s
 
 
 def strikes(run: Run) -> tuple[float, float]:
     """How often an hour a job lost nodes to their owner at once, and how many nodes in all."""
-    setting = Setting(parallel=PARALLEL, endless=True, physics=run.physics)
-    with seldom_collecting():
-        replay = Replayer(_traces[run.trace], _mixes[run.mix], Replanner(), setting).run()
+    replay = _replayed(run)
     ends = {(interval.node, interval.end_s) for interval in replay.trace.intervals}
     taken = [
         sum((node, at_s) in ends for node in left) for record in replay.jobs for at_s, _, left in record.clock.changes
     ]
     hours = (replay.end_s - replay.start_s) / 3600
     return sum(map(bool, taken)) / hours, sum(taken) / hours
+
+
+def _replayed(run: Run) -> Replay:
+    mix = _mixes[run.mix]
+    setting = Setting(
+        parallel=PARALLEL, endless=True, grace_s=run.grace_s, physics=run.physics, curves_known=run.curves_known
+    )
+    with seldom_collecting():
+        return Replayer(_traces[run.trace], mix, _planner(run, mix), setting).run()
 
 
 def _planner(run: Run, mix: Sequence[MixJob]) -> Planner:

@@ -82,13 +82,19 @@ class MemoryWatch:
                 try:
                     process = psutil.Process(pid)
                     role = next((r for name, r in ROLES.items() if process.cmdline()[0].startswith(name)), "")
-                    memory = process.memory_info()
+                    private_bytes = private_bytes_of(process)
                 except (psutil.Error, IndexError):
                     continue
                 if role:
                     history = self._histories[role, pid]
                     history.at_s.append(time.monotonic())
-                    history.private_bytes.append(memory.rss - memory.shared)
+                    history.private_bytes.append(private_bytes)
+
+
+def private_bytes_of(process: psutil.Process) -> int:
+    """Resident, less what is shared with files and other processes. Raises `psutil.Error` if it is gone."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def growth_of(histories: list[History]) -> Growth:

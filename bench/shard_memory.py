@@ -11,7 +11,6 @@ that of the same process without any expert. The first fifth of the rounds is it
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import psutil
 import torch
 
+from bench.memory_watch import private_bytes_of
 from bench.report import Row, argument_parser, publish, row
 from bench.served_models import olmoe
 from bench.sharded import SECRET
@@ -60,9 +60,8 @@ class Shard:
         return self._pipe.recv()
 
     def private_mb(self) -> float:
-        """Resident, less what is shared with files and other processes."""
-        memory = psutil.Process(self._process.pid or os.getpid()).memory_info()
-        return float(memory.rss - memory.shared) / 1e6
+        """See `private_bytes_of`."""
+        return private_bytes_of(psutil.Process(self._process.pid)) / 1e6
 
     def close(self) -> None:
         """End it."""

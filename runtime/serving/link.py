@@ -63,10 +63,7 @@ class Link:
                 sent = self._sock.sendmsg(list(self._out)[:64])
             except BlockingIOError:
                 return
-            while self._out and sent >= len(self._out[0]):
-                sent -= len(self._out.popleft())
-            if self._out:
-                self._out[0] = self._out[0][sent:]
+            self._out = deque(wire.unsent(self._out, sent))
 
     def divert(self, call: int) -> None:
         """A call's answer comes with a body of its own after all."""

@@ -13,9 +13,14 @@ from tests.training.undisturbed import tiny_spec
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+async def made_stage(tmp_path: Path) -> Stage:
+    """Override it for another job."""
+    return Stage(tmp_path, tiny_spec())
+
+
+@pytest.fixture
+async def stage(made_stage: Stage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     monkeypatch.setattr(progress, "EVERY_S", 0.0)  # every step's loss
-    made = Stage(tmp_path, tiny_spec())
-    yield made
-    await made.controller.detach()
-    made.actors.close()
+    yield made_stage
+    await made_stage.controller.detach()
+    made_stage.actors.close()

@@ -6,7 +6,6 @@ import base64
 import re
 import runpy
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch.utils.data import default_collate
 from transformers import AutoModelForCausalLM
 
 from protocol.jobspec import InvalidSpec, parse, parse_json
-from runtime.training import progress
 from runtime.training.adamw import clip_scale, learning_rate
 from runtime.training.grains import grain_count
 from runtime.training.session import Order, seed_all
@@ -172,12 +170,8 @@ class OwnStage(Stage):
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
-    monkeypatch.setattr(progress, "EVERY_S", 0.0)  # every step's loss
-    made = OwnStage(tmp_path, own_spec())
-    yield made
-    await made.controller.detach()
-    made.actors.close()
+async def made_stage(tmp_path: Path) -> Stage:
+    return OwnStage(tmp_path, own_spec())
 
 
 @pytest.mark.slow
