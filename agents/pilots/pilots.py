@@ -14,6 +14,7 @@ from typing import Protocol
 from agents.batch import BatchSystem, Limits, Machine, PilotState, Refused, Unreachable
 from agents.pilots import errand, lengths
 from agents.pilots.demand import NoAnswer
+from agents.pilots.early_ends import EarlyEnds
 from agents.pilots.errand import Errand
 from agents.pilots.lengths import IdleWatch
 from agents.pilots.pacing import Pace
@@ -55,7 +56,7 @@ class Pilots:
 
     def __init__(self, system: BatchSystem, asker: Asker, plan: Plan) -> None:
         self.system, self.asker, self.plan = system, asker, plan
-        self.watch = IdleWatch()
+        self.watch, self.early = IdleWatch(), EarlyEnds()
         self.machine: Machine | None = None
         self.problem, self.reason = "", ""
         self._pace = plan.pace
@@ -109,15 +110,26 @@ class Pilots:
             self._limits = self._limits or await self._learn_limits()
             before, self.machine = self.machine, await self.system.look()
             self._watch_idle(now_s, self.machine)
+            self.early.look(self.machine, self._work.present)
             decision = decide(self.machine, self._work, self._bag(), self._limits)
-            await self._carry_out(decision)
+            await self._carry_out(self._on_trial(decision) if self.early.too_many else decision)
         except (Unreachable, Refused) as problem:
             self._fail(problem, now_s)
+            return
+        if self.early.too_many:
+            self._pace = self._pace.silent(now_s)
+            ended = f"the last {self.early.in_a_row} pilots ended before their agents reached the scheduler"
+            self._say(f"{ended}: one is tried at a time until that is mended; see the logs in {self.plan.folder}/log")
             return
         self._say("", decision.reason)
         same = before is not None and before.pilots == self.machine.pilots
         quiet = same and not decision.submit and not decision.cancel
         self._pace = self._pace.quiet(now_s) if quiet else self._pace.changed(now_s)
+
+    def _on_trial(self, decision: Decision) -> Decision:
+        """One pilot at a time, the shortest, instead of what is to be submitted."""
+        tried = () if self.early.on_trial() else decision.submit[-1:]
+        return replace(decision, submit=tuple(replace(order, count=1) for order in tried))
 
     async def _learn_limits(self) -> Limits:
         limits = await self.system.limits()
@@ -141,15 +153,18 @@ class Pilots:
         if decision.cancel:
             log.info("withdrawing %d pilots", len(decision.cancel))
             await self.system.cancel(decision.cancel)
+            self.early.withdrawn(decision.cancel)
         for order in decision.submit:
             log.info("submitting %d pilots of %.0f min", order.count, order.length_s / 60)
             self._may_have_pilots = True
             await self.system.submit(order)
+            self.early.submitted(order.count)
 
     async def _withdraw(self, now_s: float) -> None:
         """Cancel everything, and look whether that is so."""
         try:
             await self.system.cancel_all()
+            self.early = EarlyEnds()
             self.machine = await self.system.look()
         except (Unreachable, Refused) as problem:
             self._fail(problem, now_s)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agents.batch import Limits, Machine, PilotJob, PilotState, Refused, slurm_words
 from agents.batch.commands import clean_environment
 from agents.pilots import demand, lengths
+from agents.pilots.early_ends import TOO_MANY, EarlyEnds
 from agents.pilots.inside import note_end
 from agents.pilots.lengths import HPC_WHISK_S, IdleWatch
 from agents.pilots.pacing import Pace
@@ -69,6 +70,51 @@ def test_a_silent_system_is_left_alone_and_a_sign_of_change_is_followed() -> Non
     quiet = Pace(5.0, 40.0, 120.0, pause_s=40.0, next_s=140.0)
     assert quiet.hurried(101.0).next_s == 105.0
     assert quiet.hurried(120.0).next_s == 120.0
+
+
+def machine(*pilots: tuple[str, str]) -> Machine:
+    """Of running pilots, each its id and its node; without a node it waits."""
+    states = {True: PilotState.RUNNING, False: PilotState.PENDING}
+    return Machine(8, pilots=tuple(PilotJob(name, states[bool(node)], 120.0, node) for name, node in pilots))
+
+
+def test_pilots_that_end_before_their_agents_come_are_counted_until_one_comes() -> None:
+    early = EarlyEnds()
+    for number in range(TOO_MANY):
+        assert not early.too_many
+        early.look(machine((f"{number}", "")), ())
+        assert early.on_trial()
+    early.look(machine(("9", "n1")), ())
+    assert early.too_many
+    early.look(machine(("9", "n1")), ("n1",))
+    assert (early.in_a_row, early.on_trial()) == (0, False)
+
+
+def test_pilots_that_no_look_ever_shows_have_ended_too() -> None:
+    early = EarlyEnds()
+    early.submitted(2)
+    early.look(machine(("1", "")), ())
+    early.submitted(2)
+    early.look(machine(), ())
+    assert early.in_a_row == 4
+
+
+def test_pilots_whose_agents_came_end_as_they_like_and_so_do_those_that_are_withdrawn() -> None:
+    early = EarlyEnds()
+    early.look(machine(("1", "n1"), ("2", "n2"), ("3", "")), ("n1",))
+    early.look(machine(("1", "n1"), ("2", "n2"), ("3", "")), ("n2",))
+    early.withdrawn(["3"])
+    early.look(machine(), ())
+    assert early.in_a_row == 0
+
+
+def test_one_bad_node_is_found_beside_good_ones() -> None:
+    early = EarlyEnds()
+    early.look(machine(("1", "n1")), ("n1",))
+    for number in range(TOO_MANY):
+        early.look(machine(("1", "n1"), (f"bad-{number}", "n2")), ("n1",))
+    early.look(machine(("1", "n1")), ("n1",))
+    assert early.too_many
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 60), st.integers(60, 5400))

@@ -3,6 +3,7 @@ agents tell it, and a real `fallow pilots` process against a real Slurm cluster.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ import grpc
 import yaml
 
 from bench.slurm_machine import SlurmMachine
+from fallow.local_cluster import LocalCluster
 from protocol import agent_pb2, client_pb2
 
 PATIENT_S = 60.0
@@ -28,7 +30,7 @@ SITE = "mini"
 
 
 class Scheduler:
-    """Says that there is one job of so many workers, and keeps the last report of every node."""
+    """Says that there is one job of so many workers and which nodes are there, and keeps every node's last report."""
 
     def __init__(self) -> None:
         self.width = 0
@@ -43,7 +45,7 @@ class Scheduler:
             self._jobs, client_pb2.ListJobsRequest.FromString, client_pb2.ListJobsResponse.SerializeToString
         )
         nodes = grpc.unary_unary_rpc_method_handler(
-            lambda request, context: client_pb2.ListNodesResponse(),
+            self._nodes,
             client_pb2.ListNodesRequest.FromString,
             client_pb2.ListNodesResponse.SerializeToString,
         )
@@ -59,6 +61,11 @@ class Scheduler:
     def _jobs(self, request: Any, context: Any) -> client_pb2.ListJobsResponse:
         job = client_pb2.Job(id="j1", state="running", useful_width=self.width)
         return client_pb2.ListJobsResponse(jobs=[job] if self.width else [])
+
+    def _nodes(self, request: Any, context: Any) -> client_pb2.ListNodesResponse:
+        there = [(node, node.partition(".")[0]) for node in list(self.connected)]
+        nodes = [client_pb2.Node(id=node, site=site, source="pilot", state="spare") for node, site in there]
+        return client_pb2.ListNodesResponse(nodes=nodes)
 
     def _connect(self, messages: Any, context: Any) -> Any:
         over = threading.Event()
@@ -188,3 +195,40 @@ def until(true: Callable[[], object], story: Callable[[], str] = str, limit_s: f
         time.sleep(0.1)
         assert time.monotonic() - began_s < limit_s, f"not so after {limit_s:g} s\n{story()}"
     return time.monotonic() - began_s
+
+
+# --- beside a whole Fallow --------------------------------------------------------------------------------------------
+
+
+def settings(fallow: LocalCluster, temp: Path, site: str) -> dict[str, object]:
+    """Of pilots of a site."""
+    return {
+        "site": site,
+        "scheduler": fallow.address,
+        "token_file": str(fallow.home / "tokens" / "site"),
+        "agent_token_file": str(fallow.home / "tokens" / "agent"),
+        "dir": str(fallow.home / f"pilots-{site}"),
+        "place": {"partition": "spare", "environment": {"OMP_NUM_THREADS": "1"}},
+        "bag": {"lengths_min": [5, 20], "each": 3},
+        "agent": {"cores": 1, "memory_bytes": 1_000_000_000, "address": "127.0.0.1", "temp_dir": str(temp)},
+        "quick_s": 1.0,
+        "quiet_s": 10.0,
+    }
+
+
+@contextlib.contextmanager
+def harvesting(machine: SlurmMachine, fallow: LocalCluster, temp: Path) -> Iterator[Path]:
+    """`fallow pilots` of the cluster's own site; its log. `temp` is the nodes' folder for temporary files."""
+    config, log = fallow.home / "pilots.yaml", fallow.home / "pilots.log"
+    config.write_text(yaml.safe_dump(settings(fallow, temp, "local")))
+    command = [sys.executable, "-m", "agents", "pilots", "--slurm", "--config", str(config)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, env={**os.environ, **machine.environment}, stdout=output, stderr=output)
+    try:
+        yield log
+    finally:
+        process.terminate()
+        status = process.wait(60)
+        for one in (log, *sorted((fallow.home / "pilots-local" / "log").glob("*"))):
+            print(one.read_text(errors="replace"))
+    assert status == 0

@@ -102,6 +102,21 @@ def test_a_pilot_that_starts_after_its_work_has_ended(harvest: Harvest) -> None:
     assert "there is no work any more" in harvest.log()
 
 
+def test_pilots_that_cannot_run_on_the_nodes_are_not_submitted_again_and_again(harvest: Harvest) -> None:
+    """The nodes lack the Python that pilots are to use: each pilot fails within a second."""
+    harvest.settings["python"] = "/nowhere/python"
+    harvest.settings["bag"] = {"lengths_min": [2], "each": 1, "nodes": 1}
+    harvest.settings["patience_s"] = 8.0
+    harvest.scheduler.width = 4
+    harvest.start()
+    until(lambda: "ended before their agents reached" in harvest.status().get("problem", ""), harvest.log)
+    assert "/nowhere/python" in harvest.log(), "what to mend"
+    before = harvest.log().count("submitting")
+    began_s = time.monotonic()
+    until(lambda: harvest.log().count("submitting") >= before + 3, harvest.log)
+    assert time.monotonic() - began_s > 8.0, "the pauses grow to that of a silent machine"
+
+
 def test_a_new_process_takes_up_the_pilots_of_a_killed_one(harvest: Harvest) -> None:
     harvest.scheduler.width = 2
     harvest.start()

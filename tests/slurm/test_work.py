@@ -17,7 +17,7 @@ from bench.slurm_machine import MachineShape, SlurmMachine
 from fallow.local_cluster import LocalCluster
 from tests.end_to_end.small import train_spec
 from tests.end_to_end.small import until as until_job
-from tests.slurm.harvest import until
+from tests.slurm.harvest import harvesting, settings, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -50,40 +50,11 @@ def temp() -> Iterator[Path]:
         yield Path(name)
 
 
-def settings(fallow: LocalCluster, temp: Path, site: str) -> dict[str, object]:
-    """Of pilots of a site."""
-    return {
-        "site": site,
-        "scheduler": fallow.address,
-        "token_file": str(fallow.home / "tokens" / "site"),
-        "agent_token_file": str(fallow.home / "tokens" / "agent"),
-        "dir": str(fallow.home / f"pilots-{site}"),
-        "place": {"partition": "spare", "environment": {"OMP_NUM_THREADS": "1"}},
-        "bag": {"lengths_min": [5, 20], "each": 3},
-        "agent": {"cores": 1, "memory_bytes": 1_000_000_000, "address": "127.0.0.1", "temp_dir": str(temp)},
-        "quick_s": 1.0,
-        "quiet_s": 10.0,
-    }
-
-
 @pytest.fixture
 def pilots(machine: SlurmMachine, fallow: LocalCluster, temp: Path) -> Iterator[Path]:
     """`fallow pilots`; its log."""
-    config, log = fallow.home / "pilots.yaml", fallow.home / "pilots.log"
-    config.write_text(yaml.safe_dump(settings(fallow, temp, "local")))
-    command = [sys.executable, "-m", "agents", "pilots", "--slurm", "--config", str(config)]
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, env={**os.environ, **machine.environment}, stdout=output, stderr=output)
-    yield log
-    process.terminate()
-    assert process.wait(60) == 0
-    print(log.read_text())
-    for one in sorted((fallow.home / "pilots-local" / "log").glob("*")):
-        print(one.read_text(errors="replace"))
-
-
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith(("plasma", "ray", "fwp"))}
+    with harvesting(machine, fallow, temp) as log:
+        yield log
 
 
 def test_training_on_idle_nodes_gives_way_to_the_owner_and_loses_nothing(
