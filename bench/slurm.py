@@ -30,10 +30,11 @@ import yaml
 from bench.report import Row, argument_parser, publish, row
 from bench.slurm_machine import MachineShape, SlurmMachine, why_not
 from bench.slurm_owner import OWNER, Logged, OwnersJob, Replay, logged, read_slice
+from bench.warm_up import worker_parts
 from fallow.errors import FallowError
 from fallow.local_cluster import LocalCluster
 from fallow.processes import LEASE_VARIABLE, belonging
-from fallow.results import Node
+from fallow.results import JobEvent, Node
 
 NODES, GRACE_S, KILL_WAIT_S = 8, 10, 10
 FACTOR, LOAD = 20.0, 0.7
@@ -57,6 +58,7 @@ class Seen:
 
     looks: list[Look] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
+    first_steps: list[JobEvent] = field(default_factory=list)
     steps_lost: int = 0
     began_s: float = 0.0
     ended_s: float = 0.0
@@ -176,6 +178,8 @@ class Harvest:
         self._over.set()
         self._witness.join()
         self.seen.steps_lost = self.fallow.client.job(self._job).steps_lost
+        events = self.fallow.client.why(self._job).events
+        self.seen.first_steps = [e for e in events if e.kind == "worker_running" and e.at_s > self.seen.began_s]
         self.fallow.client.cancel(self._job)
         deadline_s = time.monotonic() + _TAIL_S
         while time.monotonic() < deadline_s and (self.machine.jobs(f"--name=fallow-{SITE}") or self._left()):
@@ -269,7 +273,7 @@ def _harvest_rows(run: Run, seen: Seen, work: str) -> Iterator[Row]:
     there_s = _integral(seen, lambda node: node.state in ("spare", "lent", "draining"))
     yield row("idle node-seconds covered by registered agents", "", there_s / idle_s, at_least=0.9)
     yield row("idle node-seconds covered by nodes ready for workers", "", ready_s / idle_s, at_least=0.9)
-    yield from _warm_up_rows(run.log, seen)
+    yield from _warm_up_rows(run.log, seen, work)
     useful_s = _useful_s(seen.looks[-1]) - _useful_s(seen.looks[0])
     yield row(f"{work}: useful device-seconds of the idle ones (the bound)", "", useful_s / idle_s, at_least=0.9)
     yield row("training steps lost", "steps", seen.steps_lost, at_most=0)
@@ -296,7 +300,7 @@ def _useful_s(look: Look) -> float:
     return sum(node.device_seconds.useful for node in look.nodes)
 
 
-def _warm_up_rows(log: Sequence[Logged], seen: Seen) -> Iterator[Row]:
+def _warm_up_rows(log: Sequence[Logged], seen: Seen, work: str) -> Iterator[Row]:
     stages: dict[str, list[float]] = {"registered": [], "ready": [], "useful": []}
     for pilot in (job for job in log if job.name == f"fallow-{SITE}" and job.start_s > seen.began_s and job.nodes):
         for stage, at_s in _stages(pilot, seen.looks).items():
@@ -308,6 +312,9 @@ def _warm_up_rows(log: Sequence[Logged], seen: Seen) -> Iterator[Row]:
         yield row("of it until the agent is registered (Slurm, Python, ours)", "s", medians["registered"])
         yield row("of it until the raylet is ready (Ray)", "s", medians["ready"] - medians["registered"])
         yield row("of it until the worker is useful (Ray, torch, ours)", "s", medians["useful"] - medians["ready"])
+    found = [worker_parts(event) for event in seen.first_steps] if work == "train" else []
+    for part in dict.fromkeys(itertools.chain.from_iterable(found)):
+        yield row(f"of the worker's: {part}", "s", statistics.median(one[part] for one in found if part in one))
 
 
 def _stages(pilot: Logged, looks: Sequence[Look]) -> dict[str, float]:

@@ -67,9 +67,13 @@ def parts(events: tuple[JobEvent, ...], opened_s: float) -> dict[str, float]:
     since = [event for event in events if event.at_s >= opened_s]
     assigned = next(event for event in since if event.kind == "assign")
     running = next(event for event in since if event.kind == "worker_running")
+    return {"raylet": assigned.at_s - opened_s, **worker_parts(running), "all": running.at_s - opened_s}
+
+
+def worker_parts(running: JobEvent) -> dict[str, float]:
+    """Seconds of the worker's own warm-up by part, as the event of its first step tells them."""
     words = running.message.rpartition("was opened: ")[2].split(", ")
-    own = {name: float(seconds) for name, seconds, _ in (word.split() for word in words)}
-    return {"raylet": assigned.at_s - opened_s, **own, "all": running.at_s - opened_s}
+    return {name: float(seconds) for name, seconds, _ in (word.split() for word in words)}
 
 
 def measure(rounds: int) -> Mapping[str, float]:

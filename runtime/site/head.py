@@ -54,7 +54,7 @@ CLUSTER_SETTINGS = {
     # A new node's processes start, and import what takes longest, while its first assignment is still being made:
     # an actor then starts in 0.2 to 0.6 s where it took 5 to 10 (two busy cores).
     "enable_worker_prestart": True,
-    "preload_python_modules": ["torch", "runtime.serving.workers"],
+    "preload_python_modules": ["runtime.preloaded"],
 }
 """What the head passes on to every raylet and worker of its cluster."""
 
