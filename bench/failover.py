@@ -24,6 +24,7 @@ from bench.report import Row, argument_parser, publish, row
 from bench.served_models import olmoe, smollm2_with_experts
 from bench.streams import Streamed, stream
 from fallow.local_cluster import LocalCluster
+from fallow.processes import exiting_on_sigterm
 from fallow.results import Job
 
 NODES, SHARDS = 5, 3
@@ -122,13 +123,14 @@ def served(model: Path) -> Iterator[Bench]:
     """The model on a fresh cluster, which ends with the block."""
     cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="fw-")), NODES)
     part = {"model": str(model), "engines": {"min": 1, "max": 1}, "shards": {"min": 1, "max": SHARDS}, "copies": 2}
-    try:
-        cluster.start()
-        cluster.await_ready_nodes(NODES)
-        yield Bench(cluster, cluster.client.submit({"kind": "serve", "name": "bench", "serve": part}).job)
-    finally:
-        cluster.stop()
-        cluster.remove()
+    with exiting_on_sigterm():
+        try:
+            cluster.start()
+            cluster.await_ready_nodes(NODES)
+            yield Bench(cluster, cluster.client.submit({"kind": "serve", "name": "bench", "serve": part}).job)
+        finally:
+            cluster.stop()
+            cluster.remove()
 
 
 def rows_of(event: str, outcomes: list[Outcome]) -> list[Row]:
