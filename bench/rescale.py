@@ -27,6 +27,7 @@ from bench.rescale_cluster import Cluster, cluster
 from bench.rescale_jobs import GRACE_S, Contestant, FallowJob, RayTrainJob
 from bench.rescale_ours import Ours
 from bench.rescale_steps import STEPS_AFTER, Cost, cost
+from fallow.processes import exiting_on_sigterm
 from protocol.jobspec import JobSpec, parse
 from runtime.site.controller import LeaseKey
 
@@ -179,7 +180,9 @@ def main() -> None:
         parser.error(f"Ray Train needs {', '.join(missing)}: pip install 'ray[train]'")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    publish("rescale", asyncio.run(measure(options)), options.json)
+    with exiting_on_sigterm():
+        rows = asyncio.run(measure(options))
+    publish("rescale", rows, options.json)
 
 
 if __name__ == "__main__":

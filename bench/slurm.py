@@ -33,7 +33,7 @@ from bench.slurm_owner import OWNER, Logged, OwnersJob, Replay, logged, read_sli
 from bench.warm_up import worker_parts
 from fallow.errors import FallowError
 from fallow.local_cluster import LocalCluster
-from fallow.processes import LEASE_VARIABLE, belonging
+from fallow.processes import LEASE_VARIABLE, belonging, exiting_on_sigterm
 from fallow.results import JobEvent, Node
 
 NODES, GRACE_S, KILL_WAIT_S = 8, 10, 10
@@ -80,7 +80,7 @@ def main() -> int:
         return 2
     seconds = options.minutes * 60
     jobs = read_slice(options.log, NODES, seconds, FACTOR, LOAD)
-    with tempfile.TemporaryDirectory(prefix="fwb") as name:
+    with exiting_on_sigterm(), tempfile.TemporaryDirectory(prefix="fwb") as name:
         folder = Path(name)
         folder.chmod(0o755)
         quiet, harvested, seen = _side_by_side(folder, jobs, seconds, options.work)

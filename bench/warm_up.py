@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from bench.report import argument_parser, publish, row
 from fallow.demo.owner import take_back
 from fallow.local_cluster import LocalCluster
+from fallow.processes import exiting_on_sigterm
 from fallow.results import Job, JobEvent
 
 GRACE_S, PATIENCE_S, BETWEEN = 5.0, 120.0, 50
@@ -78,7 +79,7 @@ def worker_parts(running: JobEvent) -> dict[str, float]:
 
 def measure(rounds: int) -> Mapping[str, float]:
     """Median of each part."""
-    with tempfile.TemporaryDirectory(prefix="fw-") as home, LocalCluster(home, nodes=2) as cluster:
+    with exiting_on_sigterm(), tempfile.TemporaryDirectory(prefix="fw-") as home, LocalCluster(home, 2) as cluster:
         bench = Bench(cluster)
         found = [bench.round() for _ in range(rounds)]
     names = dict.fromkeys(itertools.chain.from_iterable(found))

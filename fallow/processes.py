@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,22 @@ def start(part: Part, environment: Mapping[str, str]) -> int:
     started_s = psutil.Process(process.pid).create_time()
     part.pid_file.write_text(json.dumps({"pid": process.pid, "started_s": started_s}))
     return process.pid
+
+
+@contextlib.contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM, which batch systems and `timeout` send, ends this process as `sys.exit` does: what it started
+    is cleared up, and no second SIGTERM disturbs that. For the main thread."""
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}

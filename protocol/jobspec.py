@@ -221,7 +221,7 @@ class ServePart(Part):
     queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     idle_s: Annotated[float, Field(ge=1, le=1e9)] | None = Field(
         default=None,
-        description="after so long without a request it gives all nodes up, until the next one; none: never",
+        description="once up, after so long without a request it gives all nodes up, until the next; none: never",
     )
     host: Text = Field(default="127.0.0.1", description="address of the site's machine that the endpoint listens on")
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(default=0, description="0: any free port")

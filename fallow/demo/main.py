@@ -19,6 +19,7 @@ from fallow.demo.training import Trained, train, train_spec, writing_to
 from fallow.demo.witness import Witness
 from fallow.errors import InvalidSpec, UsageError
 from fallow.local_cluster import LocalCluster
+from fallow.processes import exiting_on_sigterm
 from protocol.jobspec import JobSpec
 
 NODES = 4
@@ -32,14 +33,14 @@ def run_demo(data: Path | None, json_file: Path | None, home: Path | None) -> in
     folder = (home or Path(tempfile.mkdtemp(prefix="fallow-"))).absolute()
     cluster = LocalCluster(folder, NODES)
     narrator = Narrator()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        measured = _run_steps(cluster, writing_to(spec, folder / "model"), narrator)
-        broken = _summarise(measured, narrator, json_file)
-        _stay_up(cluster)
-    finally:
-        narrator.finish()
-        cluster.stop()
+    with exiting_on_sigterm():
+        try:
+            measured = _run_steps(cluster, writing_to(spec, folder / "model"), narrator)
+            broken = _summarise(measured, narrator, json_file)
+            _stay_up(cluster)
+        finally:
+            narrator.finish()
+            cluster.stop()
     if own_home and not broken and not sys.stdout.isatty():
         cluster.remove()
     else:

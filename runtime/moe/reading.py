@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from protocol.models import ModelConfig
 from runtime.moe import names
@@ -96,7 +97,9 @@ class ModelFolder:
 
     def dense_model(self) -> MoeModel:
         """A new model with its dense parameters loaded, for inference."""
-        model = MoeModel(self.config).to(self.dtype).eval().requires_grad_(False)
+        with _Unfilled():
+            model = MoeModel(self.config)
+        model = model.to(self.dtype).eval().requires_grad_(False)
         self.load_dense(model)
         return model
 
@@ -118,3 +121,16 @@ class ModelFolder:
         if path.name not in self._files:
             self._files[path.name] = self._stack.enter_context(safe_open(path, framework="pt"))
         return self._files[path.name]
+
+
+class _Unfilled(TorchFunctionMode):
+    """Within it torch's modules leave their parameters' memory as it is: to draw what is then read over takes longer
+    than to read it."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        return function(*args, **given)

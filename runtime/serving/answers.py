@@ -28,7 +28,7 @@ class Answering:
 
     def __enter__(self) -> Answering:
         for choice, generation in enumerate(self.generations):
-            self._tasks.append(asyncio.create_task(self._follow(choice, generation)))
+            self._tasks.append(asyncio.create_task(self._to_its_end(choice, generation)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,6 +60,13 @@ class Answering:
             choice.finish = piece.finish
             choice.tokens += piece.tokens
         return whole
+
+    async def _to_its_end(self, choice: int, generation: Generation) -> None:
+        """Whatever happens, who waits for the next piece hears of it."""
+        try:
+            await self._follow(choice, generation)
+        except Exception as error:
+            self._pieces.put_nowait(error)
 
     async def _follow(self, choice: int, generation: Generation) -> None:
         text, stops = Detokenizer(self._codec), StopStrings(self._stops)

@@ -1,48 +1,38 @@
-"""Work that may wait, in a thread that gets the processor only where nothing else wants it."""
+"""Work that may wait: it leaves the processor to the calls that come meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-from collections import deque
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_S = 3.0
-"""Where others leave no processor for so long the work goes on beside them."""
+REST = 4.0
+"""After a piece of work the next one waits so many times as long as that took, while calls come."""
 
 
 class Background:
-    """Pieces of work, one after another. A thread of the idle class (`sched(7)`) starts on a processor only when it is
-    free and leaves it at once, so that the answer to a call does not wait for it. Only Linux has that class."""
+    """Pieces of work, one after another, with rests in between where calls come. Priorities cannot do that: a thread of
+    a low one keeps the interpreter while others have the processor, and the answers to calls wait for both."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "background", initializer=_give_way)
+    def __init__(self, calls: Callable[[], int], rest: Callable[[float], None] = time.sleep) -> None:
+        """`calls`: how many have come so far; `rest`: waits for so many seconds."""
+        self._calls = calls
+        self._rest = rest
 
     def each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
         """`work(item)` for every item. Blocks until all are done; raises what one of them raised."""
-        left = deque(items)
-
-        def go_on() -> None:
-            with contextlib.suppress(IndexError):
-                while True:
-                    work(left.popleft())
-
-        done = self._pool.submit(go_on)
-        with contextlib.suppress(TimeoutError):
-            done.result(PATIENCE_S)
-        go_on()
-        done.result()
-
-
-def _give_way() -> None:
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        seen = self._calls()
+        for item in items:
+            began_s = time.monotonic()
+            work(item)
+            calls = self._calls()
+            if calls != seen:
+                self._rest(REST * (time.monotonic() - began_s))
+            seen = calls
 
 
 def give_back() -> None:

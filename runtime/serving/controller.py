@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -19,7 +20,7 @@ from runtime.serving.drift import Drift
 from runtime.serving.fleet import ActorGone, Fleet, endpoint_name, first_line
 from runtime.serving.job_file import JobFile
 from runtime.serving.load_reports import report_loads
-from runtime.serving.rollout import Rollout, Up, decide
+from runtime.serving.rollout import Rollout, Up, decide, leave_at_s
 from runtime.serving.routing import Address, ExpertId, Routing, table
 from runtime.serving.understudies import Understudies
 from runtime.site.controller import Actors, Assignment, LeaseKey, Reports, WorkerSlot
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 PROGRESS_S = 1.0
-PRESS_S = 2.0
-"""So long before their deadline workers leave, whether or not their places are taken."""
 MAX_FAILED_STARTS = 6
 STALL_WAIT_S = 5.0
 
@@ -48,6 +47,7 @@ class ServeController:
         self._drift = Drift()
         self._assignment: Assignment | None = None
         self._since_s = time.monotonic()  # when the newest change was asked for
+        self._leave_at_s = math.inf  # Unix time
         self._up: dict[str, Up] = {}
         self._busy: dict[str, tuple[WorkerSlot, asyncio.Task[None]]] = {}  # those that start or load
         self._lost: set[str] = set()
@@ -70,6 +70,8 @@ class ServeController:
         if self._over or (self._assignment and assignment.revision <= self._assignment.revision):
             return
         first = self._assignment is None
+        if self._assignment is None or assignment.deadline_s != self._assignment.deadline_s:
+            self._leave_at_s = leave_at_s(assignment.deadline_s, time.time())
         self._assignment, self._since_s = assignment, time.monotonic()
         self._lost &= {slot.worker for slot in assignment.workers}
         self._drift.forget_copies()
@@ -363,13 +365,11 @@ class ServeController:
         return self._assignment
 
     def _pressed(self) -> bool:
-        deadline_s = self._now.deadline_s
-        return not self._now.workers or (deadline_s is not None and time.time() >= deadline_s - PRESS_S)
+        return not self._now.workers or time.time() >= self._leave_at_s
 
     def _until_pressed_s(self) -> float | None:
-        deadline_s = self._now.deadline_s
-        left_s = None if deadline_s is None else deadline_s - PRESS_S - time.time()
-        return left_s if left_s is not None and left_s > 0 else None
+        left_s = self._leave_at_s - time.time()
+        return left_s if 0 < left_s < math.inf else None
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(work)

@@ -48,7 +48,8 @@ class ExpertPlane:
         self._secret = secret
         self._routing = Routing()
         self._links: dict[str, Link] = {}
-        self._gate = threading.Condition()
+        self._lock = threading.RLock()  # of the gate; itself where nothing is waited for, being cheaper
+        self._gate = threading.Condition(self._lock)
         self._swapping = threading.Lock()
         self._swap_wanted = False
         self._closed = False
@@ -156,7 +157,7 @@ class ExpertPlane:
         Raises `PlaneClosed` if the plane is closed meanwhile.
         """
         started = time.monotonic()
-        with self._gate:
+        with self._lock:
             while self._swap_wanted:
                 self._gate.wait(0.001)
             work = self._begin(layer, x_TD, expert_TK)
@@ -177,7 +178,11 @@ class ExpertPlane:
         if not orphans:
             work.changes, self.orphans = changes, ()
         for shard, asked in chosen.items():
-            self._send_one(work, shard, asked, work.place(asked))
+            self._send_one(work, shard, asked)
+        work.make_room()
+        for number, call in work.calls.items():
+            call.place = work.place(call.experts)
+            call.link.expect(number, call.place)
         return work
 
     def _round(self, work: LayerWork) -> None:
@@ -220,17 +225,16 @@ class ExpertPlane:
         """How long a call with so many rows may take before another copy is asked too."""
         return SLOW_S + SLOW_FACTOR * self._row_s * rows
 
-    def _send_one(self, work: LayerWork, shard: str, experts: list[int], place: memoryview | None = None) -> None:
-        call = work.ask(experts)
-        now_s = time.monotonic()
+    def _send_one(self, work: LayerWork, shard: str, experts: list[int]) -> None:
+        call, link = work.ask(experts), self._links[shard]
         self._next_call += 1
-        hedge_s = now_s + self.patience_s(call.pairs)
-        link = self._links[shard]
-        work.calls[self._next_call] = PendingCall(link, experts, call.pairs, now_s, hedge_s, place)
+        now_s = time.monotonic()
         try:
-            link.send(self._next_call, encode_call(call), now_s, place)
+            link.send(self._next_call, encode_call(call), now_s)
         except OSError as error:
             self._lose(link, error)
+        hedge_s = now_s + self.patience_s(call.pairs)
+        work.calls[self._next_call] = PendingCall(link, experts, call.pairs, now_s, hedge_s)
 
     def _gather(self, work: LayerWork) -> None:
         links = self._watched()

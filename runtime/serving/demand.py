@@ -43,7 +43,8 @@ class Demand:
         self._serve = serve
         self._loads: deque[Load] = deque()
         self._needed: deque[tuple[float, int]] = deque()  # (when, engines)
-        self._asked_s = now_s  # when anybody last asked for anything
+        self._asked_s = now_s  # when anybody last asked for anything, or could not have been answered
+        self._asleep = False
         self._most = 0.0  # tokens per second that one engine gave while others waited for it
 
     def note(self, load: Load) -> None:
@@ -51,8 +52,9 @@ class Demand:
         self._loads.append(load)
         while self._loads[0].at_s < load.at_s - MEAN_S:
             self._loads.popleft()
-        if load.sequences or load.tokens_per_s:
+        if load.sequences or load.tokens_per_s or not (load.engines or self._asleep):
             self._asked_s = load.at_s
+        self._asleep = self._serve.idle_s is not None and load.at_s - self._asked_s >= self._serve.idle_s
         if load.waiting and load.engines:
             self._most = max(self._most, load.tokens_per_s / load.engines)
         self._needed.append((load.at_s, self._engines_for(self._loads)))
@@ -64,7 +66,7 @@ class Demand:
         serve = self._serve
         if not self._needed:
             return {"engine": serve.engines.min}
-        if serve.idle_s is not None and self._needed[-1][0] - self._asked_s >= serve.idle_s:
+        if self._asleep:
             return {"engine": 0}
         most = max(engines for _, engines in self._needed)
         return {"engine": min(serve.engines.max, max(serve.engines.min, most))}

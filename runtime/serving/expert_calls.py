@@ -26,6 +26,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BITS = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.float16: np.float16}
 """What numpy takes them for: it has no bfloat16, but moves rows in a third of torch's time."""
 
+MOST_VIEWS = 1000
+"""So many shapes of calls are remembered; a shard is asked for few rows of few experts again and again."""
+
+Body = bytearray | bytes | memoryview
+
 
 class ExpertCall(NamedTuple):
     """The first `counts[0]` pairs go through `experts[0]`, and so on; experts ascend. `row_P[p]` is pair p's row of
@@ -40,7 +45,7 @@ class ExpertCall(NamedTuple):
     @property
     def pairs(self) -> int:
         """P."""
-        return len(self.x_TD) if self.row_P is None else len(self.row_P)
+        return sum(self.counts)
 
     def rows(self) -> torch.Tensor:
         """Each pair's token, (P, D)."""
@@ -82,7 +87,27 @@ def encode_call(call: ExpertCall) -> list[bytes | memoryview]:
     return [b"".join((head, groups, listed)), raw(call.x_TD)]
 
 
-def decode_call(body: bytearray | bytes | memoryview) -> ExpertCall:
+class Views:
+    """Tensors over the memory that one connection's calls come in, each made once: that takes longer than to decode all
+    the rest. Bodies begin where their memory begins."""
+
+    def __init__(self) -> None:
+        self._memory: object = None
+        self._made: dict[tuple[torch.dtype, int, int, int], torch.Tensor] = {}
+
+    def rows(self, body: Body, dtype: torch.dtype, rows: int, width: int, offset: int) -> torch.Tensor:
+        """The (rows, width) numbers of a type that begin at an offset."""
+        memory = body.obj if isinstance(body, memoryview) else body
+        if memory is not self._memory or len(self._made) >= MOST_VIEWS:
+            self._memory, self._made = memory, {}
+        view = self._made.get((dtype, rows, width, offset))
+        if view is None:
+            view = tensor_of(np.ndarray((rows, width), BITS[dtype], body, offset), dtype)
+            self._made[dtype, rows, width, offset] = view
+        return view
+
+
+def decode_call(body: Body, views: Views | None = None) -> ExpertCall:
     """The call in a body, whose rows it shares. Raises `WireError` where sizes or indices do not fit."""
     if len(body) < CALL.size:
         raise WireError("an expert call is cut short")
@@ -95,15 +120,15 @@ def decode_call(body: bytearray | bytes | memoryview) -> ExpertCall:
     fits = len(body) == x_at + rows * width * dtype.itemsize and pairs == (listed or rows)
     if not fits or not (rows and pairs and width and experts):
         raise WireError(f"an expert call of {rows}x{width} with {pairs} pairs does not fit its {len(body)} bytes")
-    groups = struct.unpack_from(f"<{2 * experts}I", body, CALL.size)
-    expert_E, count_E = list(groups[:experts]), list(groups[experts:])
+    groups = memoryview(body)[CALL.size : rows_at].cast("B").cast("I").tolist()
+    expert_E, count_E = groups[:experts], groups[experts:]
     if sum(count_E) != pairs or (experts > 1 and any(a >= b for a, b in pairwise(expert_E))):
         raise WireError("an expert call's experts do not ascend, or do not have all of its pairs")
     row_P = np.frombuffer(body, np.uint32, listed, rows_at) if listed else None
     if row_P is not None and row_P.max() >= rows:
         raise WireError("an expert call names a row that it did not send")
-    x_TD = np.ndarray((rows, width), BITS[dtype], body, x_at)
-    return ExpertCall(layer, tensor_of(x_TD, dtype), expert_E, count_E, row_P)
+    x_TD = (views or Views()).rows(body, dtype, rows, width, x_at)
+    return ExpertCall(layer, x_TD, expert_E, count_E, row_P)
 
 
 def decode_reply(body: bytearray | bytes | memoryview, dtype: torch.dtype, pairs: int, width: int) -> torch.Tensor:

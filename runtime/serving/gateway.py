@@ -136,7 +136,7 @@ class Gateway:
                     yield _event(answer.closing(answering.usage(prompt_tokens)))
                 self._finished += 1
                 yield "data: [DONE]\n\n"
-            except (GenerationFailed, NoCapacity) as error:
+            except Exception as error:  # the client hears of it: an answer that broke off looks like a lost network
                 yield _event(_as_api_error(error).body)
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
@@ -181,10 +181,10 @@ class Gateway:
                 return await handler(http)
             except ApiError as error:
                 return _error_response(error)
-            except (GenerationFailed, NoCapacity) as error:
-                return _error_response(_as_api_error(error))
             except _ClientGone:
                 return Response(status_code=499)
+            except Exception as error:
+                return _error_response(_as_api_error(error))
 
         return guarded
 
@@ -275,6 +275,8 @@ def _event(body: dict[str, Any]) -> str:
 def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, NoCapacity):
         return ApiError(503, f"{error}. Try again later.", code="no_capacity", retry_after_s=10)
+    if not isinstance(error, GenerationFailed):
+        log.error("a request failed", exc_info=error)
     return ApiError(500, f"The model failed on this request: {error}", code="generation_failed")
 
 

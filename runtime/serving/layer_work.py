@@ -25,7 +25,7 @@ class PendingCall:
     rows: int
     sent_s: float
     hedge_s: float
-    place: memoryview | None  # where its answer belongs, if that is one piece
+    place: memoryview | None = None  # where its answer belongs, if that is one piece
     hedged: bool = False
 
 
@@ -39,17 +39,18 @@ class LayerWork:
     x_TD: torch.Tensor
     order_P: np.ndarray | None  # pair (t, k) as t * K + k, by sorted place; None: as they come
     token_P: np.ndarray | None
+    active: int  # K
     spans: dict[int, tuple[int, int]]  # expert -> its pairs
-    y_PD: np.ndarray  # its bits
-    answer: torch.Tensor  # y_TKD, made early, as torch is slow right after a wait; of the same memory if in that order
     missing: set[int]
     calls: dict[int, PendingCall] = field(default_factory=dict)
     changes: int = -1  # of the plane, which this work has followed
+    y_PD: np.ndarray = field(init=False)  # its bits, of these two both from `make_room` on
+    answer: torch.Tensor = field(init=False)  # y_TKD, of the same memory if in that order
 
     @staticmethod
     def of(layer: int, x_TD: torch.Tensor, expert_TK: np.ndarray, rows: dict[int, int], order: list[int]) -> LayerWork:
         """Nothing of it asked yet. `rows`: how many pairs each expert has; `order`: the experts as they are to lie."""
-        tokens, active = expert_TK.shape
+        active = expert_TK.shape[1]
         order_P = None
         if len(order) > 1:
             place_E = np.empty(max(order) + 1, np.int16)
@@ -60,9 +61,15 @@ class LayerWork:
             begin, end = end, end + rows[expert]
             spans[expert] = (begin, end)
         token_P = order_P if order_P is None or active == 1 else order_P // active
-        y_TKD = np.empty((tokens, active, x_TD.shape[1]), BITS[x_TD.dtype])
-        y_PD = (y_TKD if order_P is None else np.empty_like(y_TKD)).reshape(tokens * active, x_TD.shape[1])
-        return LayerWork(layer, x_TD, order_P, token_P, spans, y_PD, tensor_of(y_TKD, x_TD.dtype), set(order))
+        return LayerWork(layer, x_TD, order_P, token_P, active, spans, set(order))
+
+    def make_room(self) -> None:
+        """For the answers; once the calls are sent, so that shards compute meanwhile, and before anything is waited
+        for, since torch is slow right after a wait."""
+        tokens, width = self.x_TD.shape
+        y_TKD = np.empty((tokens, self.active, width), BITS[self.x_TD.dtype])
+        self.y_PD = (y_TKD if self.order_P is None else np.empty_like(y_TKD)).reshape(tokens * self.active, width)
+        self.answer = tensor_of(y_TKD, self.x_TD.dtype)
 
     def rows(self, experts: Iterable[int]) -> dict[int, int]:
         """How many pairs each expert has."""

@@ -39,11 +39,9 @@ class Link:
         """Whether the socket has not taken all that was sent."""
         return bool(self._out)
 
-    def send(self, call: int, parts: list[bytes | memoryview], now_s: float, place: memoryview | None = None) -> None:
-        """Send a call, or queue what the socket does not take. Its answer goes to `place` if it is as long."""
+    def send(self, call: int, parts: list[bytes | memoryview], now_s: float) -> None:
+        """Send a call, or queue what the socket does not take."""
         self.under_way[call] = now_s
-        if place is not None:
-            self._places[call] = place
         length = sum(map(len, parts))
         pieces = [wire.header(wire.Kind.CALL, call, length), *parts]
         if self._out:
@@ -64,6 +62,10 @@ class Link:
             except BlockingIOError:
                 return
             self._out = deque(wire.unsent(self._out, sent))
+
+    def expect(self, call: int, place: memoryview) -> None:
+        """A call's answer goes to this place if it is as long; said before anything is received."""
+        self._places[call] = place
 
     def divert(self, call: int) -> None:
         """A call's answer comes with a body of its own after all."""

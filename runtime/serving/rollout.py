@@ -6,6 +6,7 @@ that is no longer wanted serves on until its place is taken or its deadline pres
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
@@ -15,6 +16,15 @@ from runtime.site.controller import WorkerSlot
 PORTION = 32
 """Second copies are loaded so many at a time: each portion is of use when it is there, and a shard that loads can be
 asked for nothing else, however urgent."""
+
+PRESS_S = 4.5
+"""So long before a deadline workers leave, whether or not their places are taken: from 4 s before it on their node's
+agent ends whatever runs there. Of a short notice it is the second half."""
+
+
+def leave_at_s(deadline_s: float | None, now_s: float) -> float:
+    """When those leave at the latest that must be gone by a deadline which is known from now on."""
+    return math.inf if deadline_s is None else deadline_s - min(PRESS_S, max(0.0, deadline_s - now_s) / 2)
 
 
 @dataclass(frozen=True, slots=True)

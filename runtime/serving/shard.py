@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from runtime.serving import wire
-from runtime.serving.expert_calls import ExpertCall, decode_call, raw
+from runtime.serving.expert_calls import ExpertCall, Views, decode_call, raw
 from runtime.serving.routing import ExpertId
 
 log = logging.getLogger(__name__)
@@ -79,10 +79,10 @@ class ShardServer:
             self._connections.add(sock)
         try:
             wire.welcome(sock, self._secret)
-            reader = wire.FrameReader(reuses=True)
+            reader, views = wire.FrameReader(reuses=True), Views()
             with torch.inference_mode():
                 while (frame := reader.read(sock)) is not None:
-                    self._reply(sock, frame)
+                    self._reply(sock, frame, views)
         except OSError as error:
             if not self._closing.is_set():
                 log.info("an engine's connection ended: %s", error)
@@ -91,10 +91,10 @@ class ShardServer:
                 self._connections.discard(sock)
             sock.close()
 
-    def _reply(self, sock: socket.socket, frame: wire.Frame) -> None:
+    def _reply(self, sock: socket.socket, frame: wire.Frame, views: Views) -> None:
         if frame.kind is not wire.Kind.CALL:
             raise wire.WireError(f"a shard does not answer {frame.kind.name} frames")
-        call = decode_call(frame.body)
+        call = decode_call(frame.body, views)
         began_s = time.monotonic()
         try:
             y_PD = answer(self._store, call)

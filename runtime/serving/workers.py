@@ -6,6 +6,7 @@ What they return travels through Ray, so it is made of plain values. Faults of t
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,6 +37,10 @@ STEP_TOKENS = 256
 MARGIN = 2.0
 """What a shard takes beyond its experts must leave as much memory free as it takes."""
 
+SWITCH_S = 0.0002
+"""So soon a thread that wants the interpreter gets it. With Python's 0.005 each answer of a shard would wait several
+times so long while another of its threads loads, plans or is asked how it does."""
+
 
 class FolderExperts:
     """Experts of a model folder, read one by one when they are asked for."""
@@ -45,7 +50,8 @@ class FolderExperts:
         self._device = device
         self._bank = ExpertBank(device.name, device.dtype)
         self._changing = threading.Lock()
-        self._background = Background()
+        self._runs = 0
+        self._background = Background(lambda: self._runs)
 
     def load(self, experts: Iterable[ExpertId], urgent: bool = True) -> int:
         """Have these experts too, where it is not urgent without disturbing anybody; the bytes read. Raises
@@ -83,6 +89,7 @@ class FolderExperts:
 
     def run(self, layer: int, x_PD: torch.Tensor, experts: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
         """See `ExpertBank.run`."""
+        self._runs += 1
         return self._bank.run(layer, x_PD, experts, counts)
 
 
@@ -96,6 +103,7 @@ class ShardWorker:
         self._server = ShardServer(self._store, secret, host)
         self._understudy: EngineWorker | None = None
         self._lock = threading.Lock()
+        sys.setswitchinterval(SWITCH_S)
         self._server.start()
 
     def load(self, experts: Iterable[ExpertId], urgent: bool = True) -> dict[str, Any]:
@@ -157,6 +165,7 @@ class EngineWorker:
         self._server: EngineServer | None = None
         self._experts: RemoteExperts | None = None
         self._lock = threading.Lock()
+        sys.setswitchinterval(SWITCH_S)
 
     def load(self) -> dict[str, Any]:
         """Load the model unless that is done; where it answers. Raises `ModelUnusable`."""

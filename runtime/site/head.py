@@ -46,6 +46,9 @@ HEAD_SETTINGS = {
     "RAY_health_check_failure_threshold": "3",
     # Every lease is a new Ray node; what Ray remembers of dead ones must not grow without end.
     "RAY_maximum_gcs_dead_node_cached_count": "200",
+    # Of a machine that is nearly full Ray ends workers, idle or not. On the head that would be the endpoints, which are
+    # small and carry every stream. Raylets of lent nodes go on doing so: there memory is the owner's.
+    "RAY_memory_monitor_refresh_ms": "0",
 }
 
 CLUSTER_SETTINGS = {

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -19,6 +21,18 @@ import os, pathlib, sys, time
 pathlib.Path(sys.argv[1] + "~").write_text('{"address": "a"}')
 os.replace(sys.argv[1] + "~", sys.argv[1])
 time.sleep(60)
+"""
+CLEARS_UP = """
+import os, signal
+from fallow.processes import exiting_on_sigterm
+with exiting_on_sigterm():
+    try:
+        print("ready", flush=True)
+        signal.pause()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleared up")
+print("unreached")
 """
 HAS_A_CHILD = "import os, time; os.setsid() if os.fork() == 0 else None; time.sleep(60)"
 
@@ -69,3 +83,12 @@ def test_secrets_of_the_shell_stay_there(tmp_path: Path, monkeypatch: pytest.Mon
     pid = processes.start(one, {})
     assert processes.await_end([pid], 30)
     assert one.log.read_text().strip() == "None"
+
+
+def test_sigterm_lets_a_process_clear_up_undisturbed_by_another() -> None:
+    process = subprocess.Popen([sys.executable, "-c", CLEARS_UP], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=30) == ("cleared up\n", None)
+    assert process.returncode == 128 + signal.SIGTERM

@@ -49,6 +49,13 @@ def test_many_shards_are_the_same_model(qwen: Path, tmp_path: Path) -> None:
     assert torch.allclose(logits(tmp_path), logits(qwen), atol=1e-5)
 
 
+def test_nothing_is_drawn_for_what_is_then_read(qwen: Path) -> None:
+    before = torch.random.get_rng_state()
+    with ModelFolder(qwen) as opened:
+        opened.dense_model()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_a_worker_opens_only_the_files_that_hold_its_experts(tmp_path: Path) -> None:
     saved("qwen3_moe", tmp_path, max_shard_size="20KB")
     files = json.loads((tmp_path / INDEX).read_text())["weight_map"]

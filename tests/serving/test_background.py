@@ -1,38 +1,53 @@
-"""Work that may wait gives way to all other, and is done nevertheless."""
+"""Work that may wait leaves the processor to calls, and is done nevertheless."""
 
 from __future__ import annotations
 
-import os
-import threading
-
 import pytest
 
-from runtime.serving import background
-from runtime.serving.background import Background
+from runtime.serving.background import REST, Background
 
 
-def test_every_piece_is_done_in_a_thread_that_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "PATIENCE_S", 60.0)
-    done: list[tuple[int, int]] = []
-    Background().each(lambda item: done.append((item, os.sched_getscheduler(0))), range(5))
-    assert done == [(item, os.SCHED_IDLE) for item in range(5)]
-    assert os.sched_getscheduler(0) != os.SCHED_IDLE
+class Shard:
+    """Counts the calls that come during its work, and the rests that it is given."""
+
+    def __init__(self, calls_during: list[int], calls_in_rests: int = 0) -> None:
+        self._calls_during, self._calls_in_rests = calls_during, calls_in_rests
+        self._calls = 0
+        self.done: list[int] = []
+        self.rests_s: list[tuple[int, float]] = []  # after which piece, and how long
+        self._background = Background(lambda: self._calls, self._rest)
+
+    def work(self) -> None:
+        self._background.each(self._piece, range(len(self._calls_during)))
+
+    def _piece(self, item: int) -> None:
+        self._calls += self._calls_during[item]
+        self.done.append(item)
+
+    def _rest(self, seconds: float) -> None:
+        self._calls += self._calls_in_rests
+        self.rests_s.append((self.done[-1], seconds))
 
 
-def test_work_that_gets_no_processor_is_done_by_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "PATIENCE_S", 0.05)
-    rest_is_done = threading.Event()
-    done: list[tuple[int, bool]] = []
+def test_it_rests_after_each_piece_during_which_calls_came() -> None:
+    shard = Shard([0, 3, 0, 1])
+    shard.work()
+    assert shard.done == [0, 1, 2, 3]
+    assert [piece for piece, _ in shard.rests_s] == [1, 3]
 
-    def work(item: int) -> None:
-        if item == 0:
-            assert rest_is_done.wait(30)  # as a thread that never gets its turn
-        done.append((item, threading.current_thread() is threading.main_thread()))
-        if item == 4:
-            rest_is_done.set()
 
-    Background().each(work, range(5))
-    assert done == [(1, True), (2, True), (3, True), (4, True), (0, False)]
+def test_calls_that_come_while_it_rests_count_for_the_next_piece() -> None:
+    shard = Shard([1, 0, 0, 0], calls_in_rests=1)
+    shard.work()
+    assert [piece for piece, _ in shard.rests_s] == [0, 1, 2, 3]
+
+
+def test_a_rest_is_as_much_longer_as_it_should_be_than_the_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr("runtime.serving.background.time.monotonic", lambda: next(clock))
+    shard = Shard([1])
+    shard.work()
+    assert shard.rests_s == [(0, 2.0 * REST)]
 
 
 def test_what_goes_wrong_is_told() -> None:
@@ -40,4 +55,4 @@ def test_what_goes_wrong_is_told() -> None:
         raise OSError(f"piece {item} is damaged")
 
     with pytest.raises(OSError, match="piece 0 is damaged"):
-        Background().each(work, range(3))
+        Background(lambda: 0).each(work, range(3))

@@ -155,6 +155,7 @@ def test_of_an_answer_that_another_copy_gave_in_part_only_the_rest_is_taken() ->
     x_TD, ids_TK, _ = _batch(9)
     rows = dict(enumerate(torch.bincount(ids_TK.flatten()).tolist()))
     work = LayerWork.of(0, x_TD, ids_TK.numpy(), rows, [3, 0, 5, 1, 2, 4])
+    work.make_room()
     first, whole = work.ask([1, 2]), work.ask([0, 1, 2, 3, 4, 5])
     work.fill(first.experts, first.rows())
     work.fill(whole.experts, -whole.rows())

@@ -71,3 +71,16 @@ def test_an_answer_between_two_looks_counts_as_a_request() -> None:
     told(it, 29, 30, sequences=0, tokens_per_s=5)
     assert told(it, 30, 59, sequences=0) == 1
     assert told(it, 59, 61, sequences=0) == 0
+
+
+def test_what_loads_is_not_idle() -> None:
+    it = demand(idle_s=30.0)
+    assert told(it, 0, 100, sequences=0, engines=0) == 1
+    assert told(it, 100, 129, sequences=0) == 1
+    assert told(it, 129, 131, sequences=0) == 0
+
+
+def test_a_sleeping_model_has_no_engine_and_sleeps_on() -> None:
+    it = demand(idle_s=30.0)
+    assert told(it, 0, 32, sequences=0) == 0
+    assert told(it, 32, 100, sequences=0, engines=0) == 0

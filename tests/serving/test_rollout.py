@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.serving.rollout import Rollout, Up, decide
+from agents.decide import ending
+from runtime.serving.rollout import PRESS_S, Rollout, Up, decide, leave_at_s
 from runtime.serving.routing import ExpertId, share_out, table
 from runtime.site.controller import WorkerSlot
 from tests.serving.harness import slot
 
+HEARD_S = 0.2
+"""A site may hear of a reclaim so much later than the agent."""
 EXPERTS = [(0, e) for e in range(4)]
 some_experts = st.lists(st.sampled_from(EXPERTS), unique=True)
 names = st.sampled_from(["a", "b", "c", "d"])
@@ -170,3 +175,16 @@ def test_calls_go_to_live_copies_and_only_orphans_are_left(
             assert not any(e in held[s] for e in experts for s in others)
     for expert in orphans:
         assert not any(expert in experts for shard, experts in held.items() if shard not in dead)
+
+
+@given(st.floats(3.0, 600.0))
+def test_who_must_leave_has_left_before_its_agent_ends_it(grace_s: float) -> None:
+    ended_s, _ = ending(0.0, grace_s)
+    leaves_s = leave_at_s(grace_s, HEARD_S)
+    assert leaves_s < ended_s
+    assert leaves_s >= min(grace_s - PRESS_S, 0.4 * grace_s), "but not sooner than it must"
+
+
+def test_nobody_must_leave_without_a_deadline_and_at_once_after_it() -> None:
+    assert leave_at_s(None, 5.0) == math.inf
+    assert leave_at_s(4.0, 5.0) <= 5.0

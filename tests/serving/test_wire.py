@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.serving import wire
-from runtime.serving.expert_calls import ExpertCall, decode_call, decode_reply, encode_call, raw
+from runtime.serving.expert_calls import ExpertCall, Views, decode_call, decode_reply, encode_call, raw
 from runtime.serving.wire import Frame, FrameReader, Kind, WireError
 
 frames = st.builds(Frame, st.sampled_from(Kind), st.integers(0, 2**64 - 1), st.binary(max_size=300))
@@ -144,6 +144,28 @@ def test_expert_calls_travel_unchanged(call: ExpertCall) -> None:
     assert torch.equal(got.x_TD, call.x_TD)
     assert torch.equal(got.rows(), call.rows())
     assert (got.experts, got.counts) == (call.experts, call.counts)
+
+
+@given(st.lists(st.tuples(expert_calls(), st.booleans()), max_size=6))
+def test_calls_that_come_in_the_same_memory_are_read_as_if_each_had_its_own(
+    calls: list[tuple[ExpertCall, bool]],
+) -> None:
+    views, room = Views(), bytearray(4096)
+    for call, grows in calls:
+        body = b"".join(encode_call(call))
+        room = bytearray(len(room) + 1) if grows else room
+        room[: len(body)] = body
+        got = decode_call(memoryview(room)[: len(body)], views)
+        assert got.x_TD.dtype == call.x_TD.dtype
+        assert torch.equal(got.rows(), call.rows())
+
+
+def test_views_of_calls_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.serving.expert_calls.MOST_VIEWS", 3)
+    views, room = Views(), bytearray(4096)
+    made = [views.rows(room, torch.float32, rows, 2, 0) for rows in range(1, 8)]
+    assert views.rows(room, torch.float32, 7, 2, 0) is made[6]
+    assert views.rows(room, torch.float32, 1, 2, 0) is not made[0]
 
 
 @given(expert_calls(), st.integers(0, 200), st.integers(0, 255), st.integers(0, 40))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.site.head import HeadFailed, RayHead
+from runtime.site.head import HEAD_SETTINGS, HeadFailed, RayHead
 from runtime.site.processes import birth, boot, session_members
 from tests.site.real_site import RealSite
 from tests.site.stand_in import StandIn
@@ -55,6 +55,44 @@ async def test_a_dead_head_is_replaced_and_a_stop_leaves_nothing(tmp_path: Path)
     assert is_gone(replaced["temp_dir"])
     assert not (tmp_path / "head.json").exists()
     await scheduler.stop()
+
+
+ASK_ON_HEAD = """
+import asyncio, sys, time
+from pathlib import Path
+from runtime.site.head import RayHead
+from runtime.site.ray_actors import RayActors, head_node
+from runtime.site.ray_driver import connect
+
+class Endpoint:
+    def ask(self):
+        return "here"
+
+async def main():
+    connect(RayHead(Path(sys.argv[1]), "127.0.0.1").start())
+    actors = RayActors(lambda lease: "", head_node())
+    endpoint = await actors.start_on_head("endpoint", Endpoint)
+    until = time.monotonic() + float(sys.argv[2])
+    while time.monotonic() < until:
+        assert await endpoint.ask.remote() == "here"
+        await asyncio.sleep(0.05)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_short_of_memory_does_not_lose_the_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends workers of a machine that is nearly full; on the head that is the endpoint, with all of its streams."""
+    monkeypatch.setitem(HEAD_SETTINGS, "RAY_memory_usage_threshold", "0.01")  # so that every machine is full
+    ray_head = RayHead(tmp_path, "127.0.0.1")
+    head = ray_head.start()
+    try:
+        looks_s = 10 * 0.25  # ten looks of Ray's
+        done = run([sys.executable, "-c", ASK_ON_HEAD, str(tmp_path), str(looks_s)])
+    finally:
+        ray_head.stop(head)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow
