@@ -1,11 +1,12 @@
 """Training speed: ours against transformers' Mixtral of the same sizes, and ours at widths 2 and 4 against width 1.
 
-    python -m bench.train [--device cpu|cuda] [--quick] [--threads N] [--cpu-time] [--json FILE]
+    python -m bench.train [--device cpu|cuda] [--quick] [--threads N] [--cpu-time] [--only PART ...] [--json FILE]
 
 A step is forward, backward, clipping and AdamW (torch's fused one for the peer). The peer runs each of its experts
 implementations once and goes on with the fastest; the one that copies every token's experts wants more memory than a
 host has, and runs on a GPU only. Ours and the peer's rounds alternate, medians count. `--cpu-time` counts the process's
-own CPU time, for a machine that others use too. Widths run as processes that share the cores.
+own CPU time, for a machine that others use too. Widths run as processes that share the cores; what they could reach at
+best is what as many processes reach that share the batch and exchange nothing.
 
 On a GPU products are in bfloat16 on both sides. Ours and the peer under autocast keep float32 parameters, gradients
 and moments; the peer with bfloat16 parameters keeps all of them in bfloat16, which moves half the bytes and rounds
@@ -19,7 +20,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ ON_GPU = {"hidden": 2048, "expert": 1024, "batch": 16, "length": 1024, "heads": 
 ON_GPU |= {"device": "cuda", "rounds": 9}
 AT_WIDTH = {"batch": 16}
 """Sequences enough for each of four workers to have some."""
+PARTS = ("steps", "blocks", "widths")
 
 
 @dataclass(frozen=True)
@@ -225,45 +227,99 @@ def _forward_backward(block: Callable[[Tensor], Tensor], x_TD: Tensor) -> Callab
     return lambda: block(x_TD.clone().requires_grad_()).float().square().sum().backward()
 
 
+class Noted(Group):
+    """A group that notes how long each collective took."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(group._group, group.rank, group.size)
+        self.waits: list[float] = []
+
+    def _wait(self, x: Tensor, start: Callable[[Any], Any]) -> None:
+        before_s = self.waited_s
+        super()._wait(x, start)
+        self.waits.append(self.waited_s - before_s)
+
+
 def _member(spec_json: str, folder: str, port: int, rank: int, width: int, rounds: int, threads: int, out: Any) -> None:
     torch.set_num_threads(threads)
-    group = Group.connect(("127.0.0.1", port), "bench", rank, width, "127.0.0.1", torch.device("cpu"), lambda: False)
+    at = ("127.0.0.1", port)
+    group = Noted(Group.connect(at, "bench", rank, width, at[0], torch.device("cpu"), lambda: False))
     trainer = trainer_of(JobSpec.model_validate_json(spec_json), Path(folder), group, width)
     trainer.step(Signals())
     group.barrier()
-    started, waited_s = time.perf_counter(), group.waited_s
+    group.waits.clear()
+    started = time.perf_counter()
     for _ in range(rounds):
         trainer.step(Signals())
-    out.put((rank, time.perf_counter() - started, group.waited_s - waited_s))
+    out.put((rank, time.perf_counter() - started, group.waits))
 
 
-def at_width(sizes: Sizes, folder: Path, width: int, cores: int) -> tuple[float, float]:
-    """Tokens a second of `width` processes, and the share of their time that they spend in collectives."""
-    spawn = multiprocessing.get_context("spawn")
-    store, out = open_store("127.0.0.1"), spawn.Queue()
-    common = (sizes.spec(4).model_dump_json(exclude={"train": {"preset"}}), str(folder), store.port)
-    members = [
-        spawn.Process(target=_member, args=(*common, rank, width, sizes.rounds, max(cores // width, 1), out))
-        for rank in range(width)
-    ]
+def _lone_member(spec_json: str, folder: str, meeting: Any, rounds: int, out: Any) -> None:
+    torch.set_num_threads(1)
+    trainer = trainer_of(JobSpec.model_validate_json(spec_json), Path(folder), Group(object(), 0, 1), 1)
+    trainer.step(Signals())
+    meeting.wait()
+    started = time.perf_counter()
+    for _ in range(rounds):
+        trainer.step(Signals())
+    out.put(time.perf_counter() - started)
+
+
+def _run(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]], out: Any) -> list[Any]:
+    """One process for each of the arguments; what they tell."""
+    members = [multiprocessing.get_context("spawn").Process(target=target, args=(*each, out)) for each in arguments]
     for member in members:
         member.start()
     told = [out.get(timeout=600) for _ in members]
     for member in members:
         member.join()
+    return told
+
+
+@dataclass(frozen=True)
+class Together:
+    """What processes that train one model reach, and the shares of their time that collectives take.
+
+    Whoever comes last to a collective waits for bytes alone; what others wait longer, they wait for it.
+    """
+
+    rate: float  # tokens a second
+    moving: float
+    waiting: float
+
+
+def at_width(sizes: Sizes, folder: Path, width: int, cores: int) -> Together:
+    """`width` processes that share the cores."""
+    store, out = open_store("127.0.0.1"), multiprocessing.get_context("spawn").Queue()
+    spec, threads = sizes.spec(4).model_dump_json(exclude={"train": {"preset"}}), max(cores // width, 1)
+    each = [(spec, str(folder), store.port, rank, width, sizes.rounds, threads) for rank in range(width)]
+    told = _run(_member, each, out)
     seconds = max(took for _, took, _ in told)
-    return sizes.tokens * sizes.rounds / seconds, sum(waited for _, _, waited in told) / (width * seconds)
+    by_collective = list(zip(*(waits for _, _, waits in told), strict=True))
+    moving, waited = (sum(map(of, by_collective)) / seconds for of in (min, statistics.mean))
+    return Together(sizes.tokens * sizes.rounds / seconds, moving, waited - moving)
+
+
+def apart(sizes: Sizes, folder: Path, width: int) -> float:
+    """Tokens a second of `width` processes that share the batch and exchange nothing, each with every expert."""
+    spawn = multiprocessing.get_context("spawn")
+    out, meeting = spawn.Queue(), spawn.Barrier(width)
+    spec = replace(sizes, batch=sizes.batch // width).spec(4).model_dump_json(exclude={"train": {"preset"}})
+    told = _run(_lone_member, [(spec, str(folder), meeting, sizes.rounds)] * width, out)
+    return sizes.tokens * sizes.rounds / max(told)
 
 
 def widths(sizes: Sizes, folder: Path) -> list[Row]:
     """Wider, all cores shared out, against one process with one core or all of them, whichever is faster."""
     cores = os.cpu_count() or 1
-    alone = max(at_width(sizes, folder, 1, threads)[0] for threads in {1, cores})
+    alone = max(at_width(sizes, folder, 1, threads).rate for threads in {1, cores})
     rows = []
     for width in (2, 4):
-        rate, share = at_width(sizes, folder, width, cores)
-        rows.append(row(f"width {width}", "tokens/s", rate, "width 1", alone, at_least=0.85, of="ratio"))
-        rows.append(row(f"width {width}: share of time in communication", "of 1", share))
+        reached, bound = at_width(sizes, folder, width, cores), apart(sizes, folder, width)
+        rows.append(row(f"width {width}", "tokens/s", reached.rate, "width 1", alone, at_least=0.85, of="ratio"))
+        rows.append(row(f"width {width}: share of time in which bytes move", "of 1", reached.moving))
+        rows.append(row(f"width {width}: share of time waiting for the slowest", "of 1", reached.waiting))
+        rows.append(row(f"width {width}: processes that exchange nothing", "tokens/s", bound, "width 1", alone))
     return rows
 
 
@@ -274,6 +330,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time in single-process figures")
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts of it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     small = {"hidden": 128, "expert": 256, "heads": 4, "length": 64, "rounds": 3} if options.quick else {}
@@ -282,9 +339,12 @@ def main() -> None:
     clock = Clock(options.cpu_time)
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as name:
         folder = Path(name)
-        rows = [r for experts in (8, 32) for r in steps(Sizes(experts, **small), folder, clock)]
-        rows += [r for experts in (8, 32) for r in blocks(Sizes(experts, **small), clock)]
-        if options.device == "cpu":
+        rows = []
+        if "steps" in options.only:
+            rows += [r for experts in (8, 32) for r in steps(Sizes(experts, **small), folder, clock)]
+        if "blocks" in options.only:
+            rows += [r for experts in (8, 32) for r in blocks(Sizes(experts, **small), clock)]
+        if "widths" in options.only and options.device == "cpu":
             rows += widths(Sizes(8, **small | AT_WIDTH), folder)
     publish("train", rows, options.json)
 

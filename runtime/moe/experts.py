@@ -111,10 +111,22 @@ def inverse(order: Tensor) -> Tensor:
     return place
 
 
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TD: Tensor, grouped: Grouped, active: int) -> Tensor:
+        ctx.save_for_backward(grouped.back)
+        ctx.shape = (len(x_TD), active)
+        return x_TD.index_select(0, grouped.order.div(active, rounding_mode="floor"))
+
+    @staticmethod
+    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return grad_ND.index_select(0, back).unflatten(0, ctx.shape).sum(dim=1), None, None
+
+
 def spread(x_TD: Tensor, grouped: Grouped, active: int) -> Tensor:
     """Each token once for each of its `active` experts, sorted by expert: (N, D)."""
-    repeated_ND = x_TD.unsqueeze(1).expand(-1, active, -1).reshape(-1, x_TD.shape[1])
-    return permute(repeated_ND, grouped.order, grouped.back)
+    return _Spread.apply(x_TD, grouped, active)
 
 
 def weigh(y_ND: Tensor, grouped: Grouped, weights_TK: Tensor) -> Tensor:

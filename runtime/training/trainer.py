@@ -29,6 +29,8 @@ from runtime.training.shares import Pace, range_of, reshare, split
 from runtime.training.state import Position, TrainState
 from runtime.training.text import Batches, share
 
+TOLD = 4
+"""Numbers that each worker tells all others in a step: two signals, seconds and work."""
 HELD_OUT = -1
 """The step whose samples an evaluation takes."""
 
@@ -68,13 +70,14 @@ class Stepper:
         self._pace = Pace([member.speed for member in generation.members])
         self._split = split(self._grains, self._pace.speeds)
         self._loss_scale = 1.0
-        # one float64 buffer is summed over all workers: dense gradients, each grain's loss, and by expert the
-        # squared norm of its gradient and the tokens it saw; of the last three only one worker has each number
-        sizes = (state.dense.size, self._grains, math.prod(shape), math.prod(shape))
+        # one float64 buffer is summed over all workers: dense gradients, each grain's loss, by expert the squared norm
+        # of its gradient and the tokens it saw, and by rank what it tells, which spares a collective of its own
+        sizes = (state.dense.size, self._grains, math.prod(shape), math.prod(shape), group.size * TOLD)
         with during("the sums over all workers"):
             self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=state.device)
-        self._gradient_P, self._losses_N, norms, routed = self._sums.split(sizes)
+        self._gradient_P, self._losses_N, norms, routed, told = self._sums.split(sizes)
         self._squared_norms_LE, self._routed_LE = norms.view(shape), routed.view(shape)
+        self._told = told.view(group.size, TOLD)
 
     @property
     def _mine(self) -> range:
@@ -84,8 +87,10 @@ class Stepper:
     def conclude(self, signals: Signals, computed_s: float, work: float) -> Outcome:
         """Reduce, tell, update. `work`: what was done in `computed_s`. Raises `PeerLost` with the state as it was."""
         state, taken = self._state, self._state.position
+        mine = [signals.pending, signals.checkpoint, computed_s, work]
+        self._told[self._group.rank] = torch.tensor(mine, dtype=torch.float64)
         self._group.all_reduce(self._sums)
-        told = self._tell(signals, computed_s, work)
+        told = self._told.cpu()
         state.dense.flat.grad.copy_(self._gradient_P)
         loss = float(self._losses_N.sum()) * self._loss_scale
         squared_norm = float(squared_gradients([state.dense.flat])[0] + self._squared_norms_LE.sum())
@@ -107,11 +112,6 @@ class Stepper:
             speeds=self._pace.speeds if is_measured else None,
             grains=self._split,
         )
-
-    def _tell(self, signals: Signals, computed_s: float, work: float) -> Tensor:
-        row = [signals.pending, signals.checkpoint, computed_s, work]
-        told = torch.tensor(row, dtype=torch.float64, device=self._state.device)
-        return self._group.all_gather(told).cpu()
 
     def _update(self, squared_norm: float) -> None:
         part, position = self._part, self._state.position
