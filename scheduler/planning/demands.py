@@ -15,7 +15,16 @@ from scheduler.planning.claims import Claim
 from scheduler.planning.curves import Rates
 from scheduler.planning.kinds import Speeds, rates_on, speeds_of
 from scheduler.planning.view import PoolKey, View
-from scheduler.planning.worth import Position, Values, importance, rate_in_time, regret, useful_rates, width_values
+from scheduler.planning.worth import (
+    Position,
+    Values,
+    importance,
+    noise_of,
+    rate_in_time,
+    regret,
+    useful_rates,
+    width_values,
+)
 
 
 def candidates_of(found: Sequence[Sequence[Claim]], must_run: Sequence[bool], view: View) -> list[Candidate]:
@@ -50,7 +59,7 @@ def _values(claims: Sequence[Claim], rates: dict[str, Rates], view: View) -> dic
     """What every width is worth in each pool, a second. To leave the pool that it is in costs what it would regret."""
     terms, standing, job = view.terms, claims[0].standing, claims[0].standing.job
     weight = importance(job, terms.fairness.get(job.user, 1.0))
-    at = Position(len(standing.staying), job.width, standing.stall_left_s(terms.now_s))
+    at = Position(len(standing.staying), job.width, standing.stall_left_s(terms.now_s), noise_of(job))
     in_time = rate_in_time(job, rates[claims[0].pool[1]], terms.now_s)
     useful = {c.pool: useful_rates(job, rates[c.pool[1]], c.floor_width, terms.now_s, in_time) for c in claims}
     values: dict[PoolKey, Values] = {}
