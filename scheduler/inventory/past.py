@@ -12,7 +12,7 @@ from scheduler.planning.forecast import Forecast, IdleHistory
 from scheduler.planning.hazard import Hazard, hazard_of
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.surroundings import Surroundings
-from scheduler.planning.tempo import Tempo, horizon_s, mean_life_s
+from scheduler.planning.tempo import Tempo
 
 LEARN_EVERY_S = 600.0
 """The forecast is made anew this often: it changes slowly, and live leases have to be looked through for it."""
@@ -31,7 +31,6 @@ class SitePast:
     surroundings: Surroundings = field(default_factory=Surroundings)
     factors: Factors = field(default_factory=Factors)
     foretold: Foretold = field(default_factory=Foretold)
-    life_s: float = field(default_factory=lambda: mean_life_s(Forecast(), ()))
     _hazard: Hazard = field(default_factory=lambda: hazard_of(Forecast().hazard_per_s))
     _learnt_s: float | None = None
 
@@ -77,13 +76,11 @@ class SitePast:
 
     def _learn(self, site: str, now_s: float, live: Iterable[Lease]) -> None:
         leases = list(live)
-        ages_s = [max(0.0, now_s - lease.started_s) for lease in leases]
-        self.forecast = self.history.forecast(ages_s)
-        self.life_s = mean_life_s(self.forecast, ages_s)
+        self.forecast = self.history.forecast(max(0.0, now_s - lease.started_s) for lease in leases)
         self._hazard = hazard_of(self.forecast.hazard_per_s)
         self.factors = self.surroundings.look(leases, self.forecast, now_s)
         self.foretold.ask(Lasting(now_s, [self._outlook(site)]).chance, leases, now_s)
         self._learnt_s = now_s
 
     def _outlook(self, site: str) -> Outlook:
-        return Outlook(site, horizon_s(self.tempo.gap_s, self.life_s), self.forecast.hazard_per_s, self.factors)
+        return Outlook(site, self.tempo.gap_s, self.forecast.hazard_per_s, self.factors)

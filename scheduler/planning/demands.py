@@ -6,7 +6,7 @@ second of that time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from scheduler.domain.jobs import Job
 from scheduler.planning.allocation import Demand
@@ -27,18 +27,27 @@ from scheduler.planning.worth import (
 )
 
 
-def candidates_of(found: Sequence[Sequence[Claim]], must_run: Sequence[bool], view: View) -> list[Candidate]:
-    """Each job's claims on pools, the first its own among equals, as a candidate."""
+def candidates_of(
+    found: Sequence[Sequence[Claim]], must_run: Sequence[bool], view: View, horizons_s: Mapping[PoolKey, float]
+) -> list[Candidate]:
+    """Each job's claims on pools, the first its own among equals, as a candidate. `horizons_s`: see `tempo`."""
     kinds = sorted({kind for site, kind in view.pools if site in view.sites})
     speeds = speeds_of(standing.job for standing in view.standings) if len(kinds) > 1 else {}
-    return [_candidate(claims, must, view, kinds, speeds) for claims, must in zip(found, must_run, strict=True)]
+    return [
+        _candidate(claims, must, view, horizons_s, kinds, speeds) for claims, must in zip(found, must_run, strict=True)
+    ]
 
 
 def _candidate(
-    claims: Sequence[Claim], must_run: bool, view: View, kinds: Collection[str], speeds: Speeds
+    claims: Sequence[Claim],
+    must_run: bool,
+    view: View,
+    horizons_s: Mapping[PoolKey, float],
+    kinds: Collection[str],
+    speeds: Speeds,
 ) -> Candidate:
     rates = _rates(claims, kinds, speeds)
-    values = _values(claims, rates, view)
+    values = _values(claims, rates, view, horizons_s)
     demands = {c.pool: Demand(c.floor_width, values[c.pool][c.floor_width : c.ceiling + 1]) for c in claims}
     return Candidate(demands, float(values[claims[0].pool][0]), must_run)
 
@@ -55,7 +64,9 @@ def _can_use(job: Job, kind: str) -> bool:
     return not job.device_kinds or kind in job.device_kinds
 
 
-def _values(claims: Sequence[Claim], rates: dict[str, Rates], view: View) -> dict[PoolKey, Values]:
+def _values(
+    claims: Sequence[Claim], rates: dict[str, Rates], view: View, horizons_s: Mapping[PoolKey, float]
+) -> dict[PoolKey, Values]:
     """What every width is worth in each pool, a second. To leave the pool that it is in costs what it would regret."""
     terms, standing, job = view.terms, claims[0].standing, claims[0].standing.job
     weight = importance(job, terms.fairness.get(job.user, 1.0))
@@ -64,7 +75,7 @@ def _values(claims: Sequence[Claim], rates: dict[str, Rates], view: View) -> dic
     useful = {c.pool: useful_rates(job, rates[c.pool[1]], c.floor_width, terms.now_s, in_time) for c in claims}
     values: dict[PoolKey, Values] = {}
     for claim in claims:
-        horizon_s = terms.horizon_s(claim.pool[0])
+        horizon_s = horizons_s[claim.pool]
         if claim.is_move:
             left = regret(useful[claims[0].pool], at, job.costs, horizon_s)
             worth = width_values(useful[claim.pool], Position(0, job.width), job.costs, horizon_s, weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from random import Random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.domain.cluster import Lease, LeaseKey, LeaseState
-from scheduler.domain.plan import Outlook
+from scheduler.domain.jobs import RescaleCosts, Role, RoleNeed
+from scheduler.domain.plan import Assign, Outlook
 from scheduler.inventory.past import SitePast
 from scheduler.planning.allocation import Demand, allocate
 from scheduler.planning.forecast import AGE_EDGES_S, Forecast
+from scheduler.planning.plan import plan
 from scheduler.planning.tempo import Tempo, horizon_s, mean_life_s
 from scheduler.simulation.knapsack import best_widths
+from tests.scheduler.world import World
 
 VALUES = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=12)
 
@@ -32,58 +35,62 @@ def test_the_same_optimum_as_the_plain_programme_and_the_bound_holds(jobs: list[
     assert sum(found.widths) <= capacity
 
 
+def life_s(mean_s: float) -> float:
+    """Of new nodes at a site whose nodes stay so long on average."""
+    return mean_life_s((1 / mean_s,) * len(Forecast().hazard_per_s), ())
+
+
 @given(st.floats(1.0, 5000.0), st.floats(1.0, 5000.0), st.floats(20.0, 20_000.0), st.floats(20.0, 20_000.0))
 def test_the_longer_nodes_stay_and_the_calmer_the_site_the_longer_is_the_horizon(
-    gap_s: float, other_gap_s: float, life_s: float, other_life_s: float
+    gap_s: float, other_gap_s: float, mean_s: float, other_mean_s: float
 ) -> None:
-    short = horizon_s(min(gap_s, other_gap_s), min(life_s, other_life_s))
-    long = horizon_s(max(gap_s, other_gap_s), max(life_s, other_life_s))
+    short = horizon_s(min(gap_s, other_gap_s), life_s(min(mean_s, other_mean_s)))
+    long = horizon_s(max(gap_s, other_gap_s), life_s(max(mean_s, other_mean_s)))
     assert 30.0 <= short <= long * (1 + 1e-9)
-    assert long <= max(30.0, max(gap_s, other_gap_s), max(life_s, other_life_s)) * 1.05
+    assert long <= max(30.0, max(gap_s, other_gap_s), max(mean_s, other_mean_s)) * 1.05
 
 
 def test_each_site_has_the_horizon_that_its_own_past_gives() -> None:
     """Nobody sets it: where nodes come and go all the time, decisions stand for less long."""
     past, calm = SitePast(), SitePast()
     for number in range(200):
-        lease = _lease(number, 30.0 * number)
+        lease = Lease(LeaseKey(f"n{number}", number + 1), "s", LeaseState.READY, (), "", 30.0 * number, "c")
         past.opened(lease.started_s)
         past.ended(lease, lease.started_s + 20.0, "owner")
-    restless_s, calm_s = past.outlook("s", 6000.0, ()).horizon_s, calm.outlook("s", 6000.0, ()).horizon_s
+    restless_s, calm_s = (_horizon_s(of.outlook("s", 6000.0, ())) for of in (past, calm))
     assert 30.0 <= restless_s < 0.2 * calm_s
 
 
-FEW_STAY = Forecast(tuple(1 / 100 if age_s < 600 else 1 / 20_000 for age_s in AGE_EDGES_S[:-1]))
-"""Of a site where most nodes are gone after some minutes, and the others stay."""
+def _horizon_s(outlook: Outlook) -> float:
+    return horizon_s(outlook.gap_s, mean_life_s(outlook.hazard_per_s, ()))
 
 
-@given(st.lists(st.floats(0.0, 50_000.0), min_size=1, max_size=9), st.randoms())
-def test_nodes_that_have_been_idle_for_long_last_longer_than_new_ones(ages_s: list[float], random: Random) -> None:
-    life_s = mean_life_s(FEW_STAY, ages_s)
-    assert mean_life_s(FEW_STAY, ()) == pytest.approx(100.0, rel=0.1)
-    assert mean_life_s(FEW_STAY, ()) <= life_s * (1 + 1e-9)
-    assert life_s <= 3600.0
-    random.shuffle(ages_s)
-    assert mean_life_s(FEW_STAY, ages_s) == life_s, "in any order"
+FEW_STAY = tuple(1 / 100 if age_s < 600 else 1 / 20_000 for age_s in AGE_EDGES_S[:-1])
+"""The hazard of a site where most nodes are gone after some minutes, and the others stay."""
 
 
-def test_a_site_whose_nodes_have_stayed_decides_for_longer() -> None:
-    """The same past, and nodes that are new or old."""
-    young_s, old_s = (_outlook_of(age_s).horizon_s for age_s in (0.0, 7200.0))
-    assert young_s < 0.75 * old_s
+@pytest.mark.parametrize(("idle_s", "width"), [(0.0, 1), (7200.0, 2)])
+def test_a_node_that_has_been_idle_for_long_is_worth_a_stall_that_a_new_one_is_not(idle_s: float, width: int) -> None:
+    world = World()
+    world.add_site()
+    world.add_nodes(2)
+    world.submit(needs=(RoleNeed(Role.TRAINER, 1, 1),))
+    world.run(10.0)
+    snapshot = world.inventory.snapshot(world.clock.now_s())
+    (job,) = snapshot.jobs
+    wider = {"needs": (RoleNeed(Role.TRAINER, 1, 2),), "curve": ((1, 1.0), (2, 1.2)), "kind_curves": ()}
+    snapshot = replace(
+        snapshot,
+        jobs=(replace(job, **wider, costs=RescaleCosts(60.0, 60.0)),),  # type: ignore[arg-type]
+        leases=tuple(replace(lease, started_s=snapshot.now_s - idle_s) for lease in snapshot.leases),
+        outlooks=(Outlook("s", 60.0, FEW_STAY),),
+    )
+    assert [step.assignment.width for step in plan(snapshot).steps if isinstance(step, Assign)] == [width][: width - 1]
 
 
-def _outlook_of(age_s: float) -> Outlook:
-    past = SitePast()
-    for number in range(300):
-        gone = _lease(number, 20.0 * number)
-        past.opened(gone.started_s)
-        past.ended(gone, gone.started_s + 20.0, "owner")
-    return past.outlook("s", 8000.0, [_lease(number, 8000.0 - age_s) for number in range(5)])
-
-
-def _lease(number: int, started_s: float) -> Lease:
-    return Lease(LeaseKey(f"n{number}", number + 1), "s", LeaseState.READY, (), "", started_s, "c")
+@given(st.permutations([0.0, 0.1, 77.7, 1234.5, 40_000.0]))
+def test_how_long_nodes_last_does_not_depend_on_their_order(ages_s: list[float]) -> None:
+    assert mean_life_s(FEW_STAY, ages_s) == mean_life_s(FEW_STAY, sorted(ages_s))
 
 
 def test_changes_at_one_instant_are_one() -> None:
