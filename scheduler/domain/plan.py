@@ -33,7 +33,7 @@ class Outlook:
     """What a site's past says of what is to come."""
 
     site: str
-    horizon_s: float  # how long a decision taken now is likely to stand
+    gap_s: float  # mean time between changes of its nodes
     hazard_per_s: tuple[float, ...] = ()  # of a lease's end, for each range of ages (see `planning.forecast`)
     factors: Factors = Factors()
 

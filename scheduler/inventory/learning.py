@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from scheduler.domain import events
 from scheduler.domain.jobs import KindCurve, Point, RescaleCosts
+from scheduler.planning.worth import SURE
 
 NEW_MEASUREMENT_WEIGHT = 0.3
 """How much a new measurement of a rate or a stall counts against the old ones."""
@@ -45,9 +46,15 @@ def learn_kind(
     known = of_kind.get(kind, () if curves else tuple(Point(*point) for point in before))
     points = {point.width: point for point in known}
     old = points.get(width)
-    points[width] = Point(width, _blend(old.rate, rate), old.count + 1) if old else Point(width, rate)
+    points[width] = _measured_again(old, rate) if old else Point(width, rate)
     of_kind[kind] = tuple(points[w] for w in sorted(points))
     return tuple(KindCurve(name, of_kind[name]) for name in sorted(of_kind))
+
+
+def _measured_again(old: Point, rate: float) -> Point:
+    """The mean of its measurements, up to so many that the oldest fade."""
+    count = old.count + 1
+    return Point(old.width, old.rate + (rate - old.rate) / min(count, SURE), count)
 
 
 def _blend(old: float, new: float) -> float:

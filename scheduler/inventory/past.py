@@ -12,7 +12,7 @@ from scheduler.planning.forecast import Forecast, IdleHistory
 from scheduler.planning.hazard import Hazard, hazard_of
 from scheduler.planning.lasting import Lasting
 from scheduler.planning.surroundings import Surroundings
-from scheduler.planning.tempo import Tempo, horizon_s
+from scheduler.planning.tempo import Tempo
 
 LEARN_EVERY_S = 600.0
 """The forecast is made anew this often: it changes slowly, and live leases have to be looked through for it."""
@@ -83,4 +83,4 @@ class SitePast:
         self._learnt_s = now_s
 
     def _outlook(self, site: str) -> Outlook:
-        return Outlook(site, horizon_s(self.tempo.gap_s, self.forecast), self.forecast.hazard_per_s, self.factors)
+        return Outlook(site, self.tempo.gap_s, self.forecast.hazard_per_s, self.factors)

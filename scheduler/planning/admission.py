@@ -18,6 +18,7 @@ from scheduler.planning.candidates import Candidate
 from scheduler.planning.claims import Claim, as_it_is, offers
 from scheduler.planning.demands import candidates_of
 from scheduler.planning.pooling import choose_pools
+from scheduler.planning.tempo import horizons
 from scheduler.planning.view import PoolKey, View
 from scheduler.planning.worth import has_its_turn
 
@@ -59,8 +60,9 @@ def admit(view: View, withheld: tuple[Withheld, ...]) -> Admission:
 
 def _share_out(found: Sequence[Offers], view: View) -> list[Claim]:
     """One claim for each job, with its width."""
-    reserved = _reserve(found, view)
-    candidates = candidates_of(found, [key is not None for key in reserved], view)
+    horizons_s = horizons(view)
+    reserved = _reserve(found, view, horizons_s)
+    candidates = candidates_of(found, [key is not None for key in reserved], view, horizons_s)
     capacities = {key: pool.capacity for key, pool in view.pools.items()}
     best = choose_pools(candidates, capacities)
     if any(c.must_run and not width for c, width in zip(candidates, best.widths, strict=True)):
@@ -69,12 +71,12 @@ def _share_out(found: Sequence[Offers], view: View) -> list[Claim]:
     return [_chosen(*given) for given in zip(found, best.pools, best.widths, strict=True)]
 
 
-def _reserve(found: Sequence[Offers], view: View) -> list[PoolKey | None]:
+def _reserve(found: Sequence[Offers], view: View, horizons_s: Mapping[PoolKey, float]) -> list[PoolKey | None]:
     """Where jobs that must run could do so all together, by turns; None for the others."""
     left = {key: pool.capacity for key, pool in view.pools.items()}
     reserved: list[PoolKey | None] = []
     for of_job in found:
-        standing, horizon_s = of_job[0].standing, view.terms.horizon_s(of_job[0].pool[0])
+        standing, horizon_s = of_job[0].standing, horizons_s[of_job[0].pool]
         must_run = has_its_turn(standing.job, horizon_s) or standing.is_left_alone(view.terms.now_s)
         room = [claim for claim in of_job if claim.floor_width <= left[claim.pool]] if must_run else []
         reserved.append(room[0].pool if room else None)

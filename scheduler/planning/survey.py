@@ -18,7 +18,7 @@ from scheduler.domain.plan import Snapshot
 from scheduler.planning.view import Place, Pool, PoolKey, Spot, Standing, Terms, View, place_of
 from scheduler.planning.worth import fairness_of
 
-SHARED = ("free", "emptying", "held")
+SHARED = ("free", "emptying", "starting", "held")
 """Uses of devices that can be shared out among jobs."""
 
 Entity = TypeVar("Entity", Lease, Job, Worker)
@@ -43,6 +43,7 @@ class _Count:
     """A pool as far as it is counted."""
 
     free: dict[Place, Spot] = field(default_factory=dict)
+    starting: dict[Place, Spot] = field(default_factory=dict)
     memory_bytes: Counter[int] = field(default_factory=Counter)
     of_use: Counter[str] = field(default_factory=Counter)
 
@@ -57,6 +58,7 @@ class _Count:
             key,
             self.free.copy(),
             emptying=of_use["emptying"],
+            starting=self.starting.copy(),
             held=of_use["held"],
             memory_bytes=tuple(sorted((size, count) for size, count in self.memory_bytes.items() if count)),
             draining=of_use["draining"],
@@ -185,9 +187,9 @@ class Survey:
     def _rename(self, old: Lease, lease: Lease) -> None:
         """The lease is another object, with the same devices in the same use."""
         for key, use, device in self._uses[lease.key]:
-            if use == "free":
-                spot = Spot(lease, device)
-                self._counts[key].free[place_of(spot)] = spot
+            if use in ("free", "starting"):
+                spot, count = Spot(lease, device), self._counts[key]
+                (count.free if use == "free" else count.starting)[place_of(spot)] = spot
                 self._touched.add(key)
 
     def _count(self, leases: Iterable[LeaseKey]) -> None:
@@ -206,7 +208,8 @@ class Survey:
         lease = self._leases.get(key)
         for pool, use, device in self._uses.pop(key, ()):
             self._counts[pool].change(use, device, -1)
-            self._counts[pool].free.pop((key.node, key.epoch, device.id), None)
+            for spots in (self._counts[pool].free, self._counts[pool].starting):
+                spots.pop((key.node, key.epoch, device.id), None)
             self._touched.add(pool)
         if lease is None:
             self._draining.discard(key)
@@ -219,8 +222,9 @@ class Survey:
         for pool, use, device in uses:
             count = self._counts.setdefault(pool, _Count())
             count.change(use, device, +1)
-            if use == "free":
-                count.free[key.node, key.epoch, device.id] = Spot(lease, device)
+            if use in ("free", "starting"):
+                spots = count.free if use == "free" else count.starting
+                spots[key.node, key.epoch, device.id] = Spot(lease, device)
             self._touched.add(pool)
 
     def _uses_of(self, lease: Lease) -> Iterable[tuple[PoolKey, str, Device]]:
@@ -233,7 +237,7 @@ class Survey:
         if lease.state is LeaseState.DRAINING:
             return "draining"
         if holder is not None and holder.id in self._stayers:
-            return "held"
+            return "starting" if holder.state is WorkerState.STARTING else "held"
         if lease.key in self._suspect:
             return "suspect"
         if lease.state is not LeaseState.READY:

@@ -9,9 +9,6 @@ from scheduler.domain.cluster import Device, Lease, LeaseKey
 from scheduler.domain.jobs import Job, JobKind, Role, WorkerSlot
 from scheduler.domain.plan import Outlook
 
-DEFAULT_HORIZON_S = 300.0
-"""For a site of which nothing is known."""
-
 PoolKey = tuple[str, str]
 """(site, kind of device): devices of a pool are interchangeable but for memory and place."""
 
@@ -46,7 +43,8 @@ class Pool:
     key: PoolKey
     free: Mapping[Place, Spot] = field(default_factory=dict)  # nobody holds them; in no order
     emptying: int = 0  # free as soon as workers that leave are gone
-    held: int = 0  # under workers that stay, of jobs that are planned
+    starting: Mapping[Place, Spot] = field(default_factory=dict)  # under workers that stay and do not run yet
+    held: int = 0  # under others that stay, of jobs that are planned
     memory_bytes: tuple[tuple[int, int], ...] = ()  # (bytes, how many of these devices have so much), sorted
     draining: int = 0
     joining: int = 0
@@ -55,7 +53,7 @@ class Pool:
     @property
     def capacity(self) -> int:
         """Devices that can be shared out among jobs."""
-        return len(self.free) + self.emptying + self.held
+        return len(self.free) + self.emptying + len(self.starting) + self.held
 
     def fitting(self, memory_bytes: int) -> int:
         """How many of them have so much memory."""
@@ -132,10 +130,6 @@ class Terms:
     fairness: Mapping[str, float] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
     expert_loads: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-
-    def horizon_s(self, site: str) -> float:
-        """How long a decision at a site is likely to stand."""
-        return self.outlooks[site].horizon_s if site in self.outlooks else DEFAULT_HORIZON_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def _inventory(pool: Pool, promised: int = 0) -> str:
         (len(pool.free), "idle"),
         (promised, "promised to jobs that come first"),
         (pool.emptying, "being left"),
-        (pool.held, "held by running jobs"),
+        (len(pool.starting) + pool.held, "held by running jobs"),
         (pool.draining, "draining"),
         (pool.joining, "joining"),
         (pool.suspect, "out of touch"),

@@ -8,7 +8,7 @@
                   or has just lost some; else what is left of the stall that it is in. So growth during a stall is
                   nearly free, and after a loss costs only what it takes longer than the loss
     regret_s(n)   giving up workers that it could keep: sooner or later it grows back, and stands still for that; and a
-                  measured rate is only so sure
+                  measured rate is only so sure; the surer, the more often it was measured
     importance    weight * 2**priority * fairness
 
 The horizon is how long the decision is likely to stand (see `tempo`). Allocation maximises the sum over all jobs.
@@ -16,6 +16,7 @@ The horizon is how long the decision is likely to stand (see `tempo`). Allocatio
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,13 +32,21 @@ LEAST = 0.02
 whose start takes longer than the horizon gets what nobody else wants, and its turn once it has waited for long."""
 
 NOISE = 0.07
-"""Share of a rate that may be error of its measurement: no workers change hands for less."""
+"""Share of a rate that may be error of a single measurement: no workers change hands for less."""
+
+SURE = 20
+"""More measurements of a rate than these make it no surer: older ones fade."""
 
 PATIENCE_S = 3600.0
-"""A job that has waited so long counts twice, five times after twice the time, as far as its narrowest width goes."""
+"""A job that has waited so long counts twice, five times after twice the time, as far as its narrowest width goes.
+Sooner nobody is sent away for it: a turn costs a stall, and nodes come and go so often that most get theirs without."""
 
-TURN_S = 1800.0
-"""What it gained by waiting fades over so long a turn: who got workers for it is not sent away at once."""
+FIRST = 0.01
+"""Until then it counts so much more: of those who wait, who has waited longest is first."""
+
+TURN_S = 3600.0
+"""For so long who got workers for having waited keeps what that gained, and counts as if it waited on: nobody who has
+waited for less sends it away."""
 
 IN_TIME = 3.0
 """How often more that part of a job's rate counts without which it misses its deadline."""
@@ -53,6 +62,7 @@ class Position:
     kept: int  # workers that can stay
     current: int  # workers that it is assigned
     stall_left_s: float = 0.0  # what is left of the stall that it is in
+    noise: float = NOISE  # share of its rates that may be error
 
     @property
     def is_disturbed(self) -> bool:
@@ -80,7 +90,16 @@ def regret(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: float) -
     """What it costs sooner or later to have given up workers that the job could keep; nothing if it is disturbed."""
     if at.is_disturbed or not at.kept:
         return 0.0
-    return (costs.up_s + NOISE * horizon_s) * float(useful[min(at.kept, len(useful) - 1)])
+    return (costs.up_s + at.noise * horizon_s) * float(useful[min(at.kept, len(useful) - 1)])
+
+
+def noise_of(job: Job) -> float:
+    """Share of the job's rate at its width that may be error. None if it was submitted and nobody has measured any
+    since: such a rate is always the same, so that no workers go back and forth for it."""
+    counts = [point.count for curve in job.kind_curves for point in curve.points if point.width == job.width]
+    if job.curve and not job.kind_curves:
+        return 0.0
+    return NOISE / math.sqrt(min(SURE, max(counts, default=1)))
 
 
 def importance(job: Job, fairness: float) -> float:
@@ -91,9 +110,10 @@ def importance(job: Job, fairness: float) -> float:
 def patience(job: Job, now_s: float) -> float:
     """How often more its narrowest width counts: more the longer it waits; none for a job that has run for long."""
     since_s = max(0.0, now_s - job.turned_s)
-    if not job.width:
-        return (since_s / PATIENCE_S) ** 2
-    return (job.waited_s / PATIENCE_S) ** 2 * max(0.0, 1.0 - since_s / TURN_S)
+    if job.width and (since_s >= TURN_S or job.waited_s < PATIENCE_S):
+        return 0.0
+    waited_s = since_s + (job.waited_s if job.width else 0.0)
+    return (waited_s / PATIENCE_S) ** 2 if waited_s >= PATIENCE_S else FIRST * waited_s / PATIENCE_S
 
 
 def has_its_turn(job: Job, horizon_s: float) -> bool:

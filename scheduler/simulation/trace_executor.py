@@ -35,6 +35,7 @@ class _Placed:
     cause: str = ""
     reached: bool = True
     workers: dict[str, LeaseKey] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)  # of them, those that were said to run
     leaving: dict[str, LeaseKey] = field(default_factory=dict)  # of a served model, until its successors have loaded
     model: ServedModel | None = None
     ticket: int = 0  # of the newest of its events to come; older ones are void
@@ -193,6 +194,7 @@ class TraceExecutor:
         placed = self._jobs[job]
         placed.workers.pop(worker, None)
         placed.leaving.pop(worker, None)
+        placed.running.discard(worker)
         if placed.model:
             placed.model.lose(node, self._clock.now_s())
         return 1
@@ -205,6 +207,7 @@ class TraceExecutor:
 
     def join(self, lease: Lease, site: Site) -> None:
         """See `Executor`: the raylet is up at once; what a new node takes to be warm is on the jobs' clocks."""
+        self._say(events.RayletStarted, lease=lease.key)
         self._say(events.NodeReady, lease=lease.key)
 
     def assign(self, job: Job, step: Assign, leases: tuple[Lease, ...], lost_workers: tuple[str, ...]) -> None:
@@ -230,6 +233,7 @@ class TraceExecutor:
             del self._holders[key.node]
             self._touch(placed.name).drop(key.node)
             self._say(events.WorkerChanged, job=placed.name, worker=worker, lease=key, state="left")
+            placed.running.discard(worker)
         placed.leaving.clear()
 
     def end(self, job: Job, cause: str) -> None:
@@ -253,6 +257,11 @@ class TraceExecutor:
     def _reach(self, placed: _Placed) -> None:
         placed.reached = True
         self._dismiss_leaving(placed)
+        for worker in sorted(placed.workers.keys() - placed.running):
+            self._say(
+                events.WorkerChanged, job=placed.name, worker=worker, lease=placed.workers[worker], state="running"
+            )
+        placed.running = set(placed.workers)
         clock, width = placed.clock, len(placed.workers)
         stall_s = (clock.up_s if clock.stall_is_up else clock.down_s) if width else 0.0
         cause = placed.cause if placed.cause == "start" else "grow" if clock.stall_is_up else "shrink"
@@ -267,7 +276,7 @@ class TraceExecutor:
         for _, key in sorted((placed.workers | placed.leaving).items()):
             del self._holders[key.node]
             clock.drop(key.node)
-        placed.workers, placed.leaving, placed.reached = {}, {}, True
+        placed.workers, placed.leaving, placed.running, placed.reached = {}, {}, set(), True
         self._say(events.JobEnded, job=placed.name, outcome=outcome)
 
     def _say(self, kind: type[events.Event], /, **fields: object) -> None:

@@ -71,7 +71,7 @@ def workers_said(harness: Harness, job: Job, state: str) -> list[str]:
 
 
 class ExecutorContract:
-    """The suite."""
+    """The suite. Where nodes may die by accident, `AccidentContract`."""
 
     def test_a_lease_is_joined(self, harness: Harness) -> None:
         (lease,) = join_all(harness, 1)
@@ -127,17 +127,6 @@ class ExecutorContract:
         assert left.killed == 0
         harness.executor.leave(leases[1], "reclaim")
 
-    def test_a_node_that_dies_is_reported_and_the_rest_goes_on(self, harness: Harness) -> None:
-        leases = join_all(harness, 2)
-        job = assign(harness, harness.new_job(1, 3), 1, leases, "start")
-        assert job.assignment
-        victim = job.assignment.workers[1]
-        harness.kill(leases[1])
-        lost = harness.expect(events.WorkerChanged, lambda e: e.worker == victim.worker and e.state == "lost")
-        assert lost.lease == leases[1].key
-        harness.executor.forget(leases[1].key, harness.site.id)
-        assign(harness, job, 2, leases[:1], "loss", job.assignment.workers, lost=(victim.worker,))
-
     def test_a_parked_job_goes_on_later(self, harness: Harness) -> None:
         leases = join_all(harness, 1)
         job = assign(harness, harness.new_job(1, 3), 1, leases, "start")
@@ -161,3 +150,18 @@ class ExecutorContract:
         harness.executor.leave(stranger, "released")
         harness.executor.reclaim(stranger, 1.0, "drain")
         harness.executor.forget(stranger.key, "nowhere")
+
+
+class AccidentContract(ExecutorContract):
+    """The suite for homes whose nodes may die."""
+
+    def test_a_node_that_dies_is_reported_and_the_rest_goes_on(self, harness: Harness) -> None:
+        leases = join_all(harness, 2)
+        job = assign(harness, harness.new_job(1, 3), 1, leases, "start")
+        assert job.assignment
+        victim = job.assignment.workers[1]
+        harness.kill(leases[1])
+        lost = harness.expect(events.WorkerChanged, lambda e: e.worker == victim.worker and e.state == "lost")
+        assert lost.lease == leases[1].key
+        harness.executor.forget(leases[1].key, harness.site.id)
+        assign(harness, job, 2, leases[:1], "loss", job.assignment.workers, lost=(victim.worker,))

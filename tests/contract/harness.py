@@ -1,7 +1,7 @@
 """What the executor contract needs of a home: nodes to lend, accidents to cause, and a way to wait for events.
 
 A home of the executor port implements `Harness` and gives it as the fixture `harness` to a subclass of
-`tests.contract.executor_contract.ExecutorContract`. Waiting may take real time (Ray) or none (the twin).
+`tests.contract.executor_contract.ExecutorContract`. Waiting may take real time (Ray) or none (the twin, a trace).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Harness(ABC):
 
     @abstractmethod
     def kill(self, lease: Lease) -> None:
-        """The lease's node dies without a word: its agent, its raylet and its workers."""
+        """The lease's node dies without a word, with all that runs there. In a trace: its owner takes it."""
 
     @abstractmethod
     def wait_until(self, condition: Callable[[], bool]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.executor_contract import ExecutorContract
+from tests.contract.executor_contract import AccidentContract
 from tests.contract.ray_home import RayHarness, RayHome
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHome]:
         made.stop()
 
 
-class TestRay(ExecutorContract):
+class TestRay(AccidentContract):
     @pytest.fixture
     def harness(self, home: RayHome, tmp_path: Path) -> Iterator[RayHarness]:
         made = RayHarness(home, tmp_path)

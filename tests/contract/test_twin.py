@@ -11,7 +11,7 @@ from scheduler.domain import events
 from scheduler.domain.cluster import Lease, LeaseKey, LeaseState, Site
 from scheduler.domain.jobs import Job, JobKind, JobState, Role, RoleNeed
 from scheduler.simulation.executor import TwinExecutor
-from tests.contract.executor_contract import ExecutorContract
+from tests.contract.executor_contract import AccidentContract
 from tests.contract.harness import Harness
 from tests.scheduler.world import devices
 
@@ -58,7 +58,7 @@ class TwinHarness(Harness):
         return True
 
 
-class TestTwin(ExecutorContract):
+class TestTwin(AccidentContract):
     @pytest.fixture
     def harness(self) -> Harness:
         return TwinHarness()

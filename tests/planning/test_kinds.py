@@ -278,7 +278,7 @@ def test_each_point_says_how_often_it_was_measured() -> None:
     once = learn_kind((), "gpu", (), 4, 10.0)
     twice = learn_kind(learn_kind(once, "gpu", (), 2, 6.0), "gpu", (), 4, 20.0)
     assert [(p.width, p.count) for p in twice[0].points] == [(2, 1), (4, 2)]
-    assert twice[0].points[1].rate == pytest.approx(13.0)
+    assert twice[0].points[1].rate == pytest.approx(15.0)
 
 
 def test_the_same_plan_in_any_order() -> None:

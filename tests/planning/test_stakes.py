@@ -12,6 +12,7 @@ from protocol.jobspec import InvalidSpec, JobSpec, parse_json, parse_yaml
 from scheduler.domain.jobs import JobState, Role, RoleNeed
 from scheduler.domain.reasons import Refused
 from scheduler.inventory.shares import HALF_LIFE_S, Shares
+from scheduler.planning.worth import TURN_S
 from scheduler.rpc.submits import submitted
 from scheduler.simulation.twin_jobs import Work
 from tests.scheduler.world import World, submit_event
@@ -146,3 +147,21 @@ def test_no_job_starves() -> None:
     assert len(starts) >= 2, "it had its first turn, was outbid, and had another"
     assert max(b - a for a, b in itertools.pairwise(starts)) < 4 * 3600
     assert world.job(greedy).width >= 6
+
+
+def test_turns_are_as_long_as_the_wait_for_them() -> None:
+    """Three jobs want one node. Each first start comes at once; then each turn lasts, and all get theirs."""
+    world = world_with(1)
+    jobs = [world.submit(needs=(RoleNeed(Role.TRAINER, 1, 1),)) for _ in range(3)]
+    world.run(16 * 3600.0, step_s=60.0)
+    starts = [(row.at_s, row.job) for row in world.store.rows if row.message.startswith("start: revision ")]
+    first, later = starts[: len(jobs)], starts[len(jobs) :]
+    assert [job for _, job in first] == jobs
+    assert first[-1][0] < 120
+    turns = [after_s - at_s for (at_s, _), (after_s, _) in itertools.pairwise(later)]
+    assert len(turns) >= 12
+    assert min(turns) >= TURN_S
+    assert max(turns) < TURN_S + 120
+    assert [job for _, job in later] == [jobs[turn % len(jobs)] for turn in range(len(later))], (
+        "nobody waits for longer"
+    )

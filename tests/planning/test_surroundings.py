@@ -126,7 +126,7 @@ def test_what_was_learnt_is_learnt_again_after_a_restart(is_restless: bool) -> N
     again = SitePast()
     again.restore([*gone[::2], *live, *gone[1::2]])
     before, after = past.outlook("s", now_s, live), again.outlook("s", now_s, live)
-    assert after.horizon_s == pytest.approx(before.horizon_s)
+    assert after.gap_s == pytest.approx(before.gap_s)
     assert after.hazard_per_s == pytest.approx(before.hazard_per_s, rel=0.02)
     assert again.surroundings.beliefs() == past.surroundings.beliefs()
     assert bool(before.factors.hour) is is_restless

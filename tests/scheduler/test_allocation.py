@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.domain.jobs import RescaleCosts
+from scheduler.domain.cluster import LeaseKey
+from scheduler.domain.jobs import (
+    Assignment,
+    Job,
+    JobKind,
+    JobState,
+    KindCurve,
+    Point,
+    RescaleCosts,
+    Role,
+    RoleNeed,
+    WorkerSlot,
+)
 from scheduler.planning.allocation import Demand, allocate
 from scheduler.planning.curves import relative_rates
-from scheduler.planning.worth import NOISE, Position, width_values
+from scheduler.planning.worth import NOISE, SURE, Position, noise_of, width_values
 
 VALUES = st.lists(st.floats(-10, 100, allow_nan=False), min_size=1, max_size=5)
 DEMANDS = st.lists(
@@ -92,3 +105,31 @@ def test_starts_growths_and_losses_are_charged() -> None:
     stalled = width_values(rates, Position(3, 3, stall_left_s=7.0), costs, 100.0, 2.0)
     assert stalled[3] == 2 * 93 * 3
     assert stalled[2] == 2 * 96 * 2, "it stands still in any case"
+
+
+def test_workers_change_hands_for_less_the_surer_a_rate_is() -> None:
+    """Of three workers one goes to another job if it is worth more there than noise: a submitted rate has none, a
+    measured one has the less the more often it was measured, but never none."""
+    submitted = noise_of_rate(())
+    once, often, always = (noise_of_rate((KindCurve("cpu", (Point(3, 3.0, count),)),)) for count in (1, 9, 10_000))
+    assert submitted == 0
+    assert once == NOISE == 3 * often
+    assert often > always == noise_of_rate((KindCurve("cpu", (Point(3, 3.0, SURE),)),)) > 0
+    assert [changes_hands(noise, 1.12) for noise in (submitted, always, often, once)] == [True, True, True, False]
+    assert not changes_hands(always, 1.03)
+    assert noise_of_rate((KindCurve("cpu", (Point(2, 2.0, 10_000),)),)) == NOISE, "elsewhere is not here"
+
+
+def noise_of_rate(shown: tuple[KindCurve, ...]) -> float:
+    """Of a job of three workers that was submitted with its curve and has been measured so since."""
+    slots = tuple(WorkerSlot(f"w{n}", Role.TRAINER, LeaseKey(f"n{n}", 1), ("0",)) for n in range(3))
+    job = Job("j", "j", JobKind.TRAIN, "ada", JobState.RUNNING, 0.0, "{}", (RoleNeed(Role.TRAINER, 1, 3),))
+    return noise_of(replace(job, curve=((3, 3.0),), kind_curves=shown, assignment=Assignment("j", 1, slots)))
+
+
+def changes_hands(noise: float, gain: float) -> bool:
+    """Whether one of three workers goes to another job, where it is worth `gain` times as much."""
+    costs = RescaleCosts(up_s=1.0, down_s=1.0)
+    mine = width_values(np.arange(4.0), Position(3, 3, noise=noise), costs, 1000.0, 1.0)
+    theirs = width_values(gain * np.arange(4.0), Position(1, 1), costs, 1000.0, 1.0)
+    return bool(mine[2] + theirs[2] > mine[3] + theirs[1])

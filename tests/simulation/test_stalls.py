@@ -8,7 +8,7 @@ from scheduler.simulation.timeline import rows
 from tests.simulation.test_replay import job, replay, trace_of
 
 FLAT = ((1, 10.0), (2, 10.3), (8, 12.1))
-"""A second node adds little to it: less than a stall of 18 s costs in the time that decisions stand here."""
+"""A second node adds little to it: less than a stall of 24 s costs in the time that decisions stand here."""
 
 
 def holds_of(done: object, node: str) -> list[float]:
@@ -19,7 +19,7 @@ def holds_of(done: object, node: str) -> list[float]:
 @pytest.mark.parametrize(("at_s", "gets_it"), [(4.0, True), (200.0, False)])
 def test_a_stall_that_runs_is_paid_already(at_s: float, gets_it: bool) -> None:
     """A node that comes during the stall of the start is taken; the same one later is not worth a stall of its own."""
-    slow = job(curve=FLAT, rescale_up_s=18.0, rescale_down_s=12.0)
+    slow = job(curve=FLAT, rescale_up_s=24.0, rescale_down_s=12.0)
     done = replay(trace_of(("n", 0.0, 400.0), ("o", at_s, 400.0)), [slow], endless=True)
     assert bool(holds_of(done, "o")) is gets_it
 
