@@ -94,11 +94,9 @@ def regret(useful: Rates, at: Position, costs: RescaleCosts, horizon_s: float) -
 
 
 def noise_of(job: Job) -> float:
-    """Share of the job's rate at its width that may be error. None if it was submitted and nobody has measured any
-    since: such a rate is always the same, so that no workers go back and forth for it."""
+    """Share of the job's rate at its width that may be error: of a submitted rate as of one measured once. The margin
+    also pays for what is not weighed, such as the warm-up of a worker on a node that changes hands."""
     counts = [point.count for curve in job.kind_curves for point in curve.points if point.width == job.width]
-    if job.curve and not job.kind_curves:
-        return 0.0
     return NOISE / math.sqrt(min(SURE, max(counts, default=1)))
 
 
