@@ -56,7 +56,7 @@ class CountPolicy:
         return Admission(claims, waiting)
 
     def _decide(self, standings: Sequence[Standing], pool: Pool, view: View) -> None:
-        ready = [key for key, lease in view.leases.items() if lease.state is LeaseState.READY]
+        ready = {key for key, lease in view.leases.items() if lease.state is LeaseState.READY}  # in any order
         occasion = (ready, [s.job.id for s in standings])
         if occasion != self._decided_for:
             widths = self.share(standings, pool.capacity)
