@@ -67,8 +67,8 @@ class ClientService(FallowServiceServicer):
         return pb.SubmitResponse(job=job, existed=existed)
 
     async def GetJob(self, request: pb.JobRequest, context: Any) -> pb.Job:
-        """One job with everything that belongs to it."""
-        return self._view(self._find(request.job))
+        """One job with everything that belongs to it; its secrets only for its owner and admins."""
+        return self._view(self._find(request.job), await self._caller(context))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         """Live jobs, or all, oldest first; without their specs."""
@@ -111,21 +111,21 @@ class ClientService(FallowServiceServicer):
     async def CancelJob(self, request: pb.JobRequest, context: Any) -> pb.Job:
         """The job, which ends in its own time. Only its owner and admins may."""
         caller, job = await self._caller(context), self._find(request.job)
-        if caller.role is not TokenRole.ADMIN and caller.name != job.user:
+        if not _may_change(job, caller):
             message = f"Job {job.id} belongs to {job.user!r}, not to {caller.name!r}."
             raise Refused(Reason("forbidden", message, "Ask its owner or an admin to cancel it."))
         cause_id = self._causes.next("cancel")
         await self._loop.apply(
             CancelRequested(at_s=self._clock.now_s(), cause_id=cause_id, job=job.id, user=caller.name)
         )
-        return self._view(self._find(job.id))
+        return self._view(self._find(job.id), caller)
 
     async def Why(self, request: pb.JobRequest, context: Any) -> pb.WhyResponse:
         """Why the job does not run, or not at its full width, and what happened to it last."""
         job = self._find(request.job)
         rows = await asyncio.to_thread(self._store.log_tail, WHY_EVENTS, job.id)
         return pb.WhyResponse(
-            job=self._view(job),
+            job=self._view(job, await self._caller(context)),
             reasons=[reason_to_wire(reason) for reason in self._reasons(job)],
             events=[views.event_view(row, None) for row in rows],
         )
@@ -187,8 +187,8 @@ class ClientService(FallowServiceServicer):
     def _find(self, wanted: str) -> Job:
         return views.find_job(self._loop.inventory, wanted)
 
-    def _view(self, job: Job) -> pb.Job:
-        return views.job_view(job, self._loop.inventory, self._loop.unplaced)
+    def _view(self, job: Job, caller: Token) -> pb.Job:
+        return views.job_view(job, self._loop.inventory, self._loop.unplaced, secrets=_may_change(job, caller))
 
     def _brief(self, job: str) -> pb.Job:
         return views.job_views((self._find(job),), self._loop.inventory, self._loop.unplaced)[0]
@@ -219,3 +219,7 @@ class ClientService(FallowServiceServicer):
             message = f"node: {request.node!r} is not lent, so there is nothing to drain."
             raise Refused(Reason("not_lent", message, "See `fallow nodes` for nodes that are."))
         return nodes
+
+
+def _may_change(job: Job, caller: Token) -> bool:
+    return caller.role is TokenRole.ADMIN or caller.name == job.user

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 
 from protocol import client_pb2 as pb
@@ -16,6 +17,9 @@ from scheduler.rpc.convert import device_to_wire, lease_to_wire, reason_to_wire,
 
 RECLAIMS_SHOWN = 20
 """Hand-backs shown of each node, newest last."""
+
+HIDDEN = "(hidden)"
+"""What stands for a secret."""
 
 _KEYS: dict[str, Callable[[AccountKey], str]] = {
     "job": lambda key: key.job,
@@ -43,12 +47,20 @@ def find_job(inventory: Inventory, wanted: str) -> Job:
     return inventory.jobs[live[0]] if live else named[-1]
 
 
-def job_view(job: Job, inventory: Inventory, unplaced: Mapping[str, Reason]) -> pb.Job:
-    """A job with everything that belongs to it."""
+def job_view(job: Job, inventory: Inventory, unplaced: Mapping[str, Reason], secrets: bool) -> pb.Job:
+    """A job with everything that belongs to it. Without `secrets` its spec does not tell the key of its endpoint."""
     lines = (account for account in inventory.accounts.values() if account.key.job == job.id)
     view = _job_view(job, inventory, unplaced, lines)
-    view.spec_json = job.spec_json
+    view.spec_json = job.spec_json if secrets else _without_key(job.spec_json)
     return view
+
+
+def _without_key(spec_json: str) -> str:
+    spec = json.loads(spec_json)
+    serve = spec.get("serve") or {}
+    if serve.get("api_key"):
+        serve["api_key"] = HIDDEN
+    return json.dumps(spec)
 
 
 def job_views(jobs: Iterable[Job], inventory: Inventory, unplaced: Mapping[str, Reason]) -> list[pb.Job]:

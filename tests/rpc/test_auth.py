@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,15 @@ def test_a_failing_database_locks_nobody_out_who_was_in(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(("header", "token"), [("Bearer x", "x"), ("bearer  x ", "x"), ("x", ""), ("", "")])
 def test_bearer(header: str, token: str) -> None:
     assert bearer(header) == token
+
+
+async def test_the_key_of_an_endpoint_is_told_to_its_owner_alone(service: Service) -> None:
+    shape = {"layers": 2, "experts": 4}
+    part = {"model": "/models/m", "host": "0.0.0.0", "api_key": "a-key-of-mine", "shape": shape}
+    job = (await service.submit({"kind": "serve", "name": "chat", "serve": part})).job
+    for method in ("GetJob", "Why"):
+        for role, told in (("user", True), ("admin", True), ("viewer", False)):
+            answer = await service.call(method, client_pb2.JobRequest(job=job), role)
+            spec_json = (answer.job if method == "Why" else answer).spec_json
+            assert ("a-key-of-mine" in spec_json) is told, (method, role)
+            assert json.loads(spec_json)["serve"]["model"] == "/models/m"
