@@ -5,11 +5,22 @@ A pilot is a batch job of one node with a node agent inside. Times are seconds.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
+
+
+def short_name(node: str) -> str:
+    """What a node is called at the scheduler: its name without user and domain, or all of its address, with dashes."""
+    host = node.rpartition("@")[2]
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host.partition(".")[0]
+    return host.replace(".", "-").replace(":", "-").strip("-")
 
 
 class PilotState(StrEnum):

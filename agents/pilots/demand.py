@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from agents.batch import short_name
 from agents.connection import Peer
 from agents.pilots.policy import Work
 from protocol import client_pb2 as pb
@@ -33,7 +34,7 @@ class NotAllowed(Exception):
 
 def node_name(site: str, node: str) -> str:
     """Name at the scheduler of a node of the batch system, whose short name it carries."""
-    return f"{site}.{node.partition('.')[0]}"
+    return f"{site}.{short_name(node)}"
 
 
 def work(jobs: Sequence[pb.Job], nodes: Sequence[pb.Node], site: str, devices_per_node: int) -> Work:

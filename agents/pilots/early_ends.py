@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from agents.batch import Machine, PilotState
+from agents.batch import Machine, PilotState, short_name
 
 TOO_MANY = 3
 
@@ -28,9 +28,9 @@ class EarlyEnds:
         return self.in_a_row >= TOO_MANY
 
     def look(self, machine: Machine, present: Collection[str]) -> None:
-        """One look. `present` are nodes (the batch system's names) whose agents are with the scheduler."""
+        """One look. `present` are nodes (their short names) whose agents are with the scheduler."""
         live = {pilot.id for pilot in machine.pilots if pilot.state is not PilotState.ENDING}
-        here = {pilot.id for pilot in machine.in_state(PilotState.RUNNING) if pilot.node in present}
+        here = {pilot.id for pilot in machine.in_state(PilotState.RUNNING) if short_name(pilot.node) in present}
         never_seen = max(0, self._submitted - len(live - self._awaited - self._came))
         ended = len(self._awaited - live) + never_seen
         self.in_a_row = 0 if here - self._came else self.in_a_row + ended

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.batch import Limits, Machine, PilotJob, PilotState, Refused, slurm_words
+from agents.batch import Limits, Machine, PilotJob, PilotState, Refused, short_name, slurm_words
 from agents.batch.commands import clean_environment
 from agents.pilots import demand, lengths
 from agents.pilots.early_ends import TOO_MANY, EarlyEnds
@@ -106,6 +106,29 @@ def test_pilots_whose_agents_came_end_as_they_like_and_so_do_those_that_are_with
     early.withdrawn(["3"])
     early.look(machine(), ())
     assert early.in_a_row == 0
+
+
+def test_nodes_are_known_by_their_short_names() -> None:
+    early = EarlyEnds()
+    early.look(machine(("1", "")), ())
+    early.look(machine(("1", "ann@n1.cluster.example")), ("n1",))
+    assert not early.on_trial()
+
+
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [
+        ("n1", "n1"),
+        ("n1.cluster.example", "n1"),
+        ("ann@n1", "n1"),
+        ("10.0.0.5", "10-0-0-5"),
+        ("ann@10.0.0.5", "10-0-0-5"),
+        ("fd00::5", "fd00--5"),
+        ("::1", "1"),
+    ],
+)
+def test_a_node_s_short_name(node: str, name: str) -> None:
+    assert short_name(node) == name
 
 
 def test_one_bad_node_is_found_beside_good_ones() -> None:
