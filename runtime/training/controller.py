@@ -52,8 +52,7 @@ class TrainController:
         self._broken_since_s: float | None = None
         self._progress = Progress(job, reports, folder)
         self._hangs, self._speeds = HangWatch(), Speeds()
-        self._output = ""  # the finished model
-        self._unreachable = ""  # what was said of the place of the checkpoints
+        self._output, self._unreachable = "", ""  # the finished model; what was said of the checkpoints' place
         self._ended = False
 
     # --- JobController --------------------------------------------------------------------------------------------
@@ -252,6 +251,7 @@ class TrainController:
             target=self._target.workers,
             generation=self._generation,
             phases={worker: link.phase for worker, link in self._links.items()},
+            ready_s={worker: link.ready_s for worker, link in self._links.items()},
             experts=all_items(model.expert_layers, model.experts) if model is not None else (),
             min_width=self._target.spec.min_width,
             now_s=time.time(),

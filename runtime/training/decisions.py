@@ -13,6 +13,10 @@ from runtime.training.shares import spare_stragglers
 SHRINK_FIRST_S = 5.0
 """So long before a leaver's deadline the job stops waiting for joiners, and shrinks."""
 
+TOGETHER_S = 0.5
+"""Who is ready to join waits no longer than this for others that are not: a switch costs less than waiting, and those
+that come at the same time share one."""
+
 LinkPhase = Literal["starting", "ready", "training", "broken", "left", "parked", "finished", "failed", "lost"]
 IDLE: frozenset[LinkPhase] = frozenset(("ready", "broken", "left", "parked"))
 """Phases of a worker that waits for an order."""
@@ -29,6 +33,7 @@ class View:
     min_width: int
     now_s: float = 0.0
     deadline_s: float | None = None
+    ready_s: Mapping[str, float] = field(default_factory=dict)  # since when those that are ready have been so
     stragglers: Mapping[str, float] = field(default_factory=dict)  # speed of those that have long been slow
 
     def phase(self, worker: str) -> LinkPhase:
@@ -67,13 +72,14 @@ def decide(view: View) -> Decision:
 
 
 def _change(view: View) -> Decision:
-    """All is well: go over to the target once everyone who is to join is ready."""
+    """All is well: go over to the target once everyone who is to join is ready, or has kept others waiting."""
     assert view.generation is not None
     present = {m.worker: m.slot for m in view.generation.members}
     leavers = present.keys() - {slot.worker for slot in view.target}
-    if _unsettled(view) and not (leavers and _is_urgent(view)):
-        return Wait()
     slots = _wanted(view, present)
+    may_be_partial = _is_urgent(view) if leavers else _are_kept_waiting(view, present) and len(slots) >= view.min_width
+    if _unsettled(view) and not may_be_partial:
+        return Wait()
     if len(slots) < view.min_width:
         return Go(tuple(present.values()), True, "park") if leavers else Wait()
     if {s.worker: s.experts for s in slots} == {w: s.experts for w, s in present.items()}:
@@ -115,6 +121,11 @@ def _as_present(slot: WorkerSlot, present: Mapping[str, WorkerSlot]) -> WorkerSl
 
 def _unsettled(view: View) -> list[str]:
     return [slot.worker for slot in view.target if view.phase(slot.worker) == "starting"]
+
+
+def _are_kept_waiting(view: View, present: Mapping[str, WorkerSlot]) -> bool:
+    joiners = [w for slot in view.target if (w := slot.worker) not in present and view.phase(w) == "ready"]
+    return any(view.now_s - view.ready_s.get(worker, view.now_s) >= TOGETHER_S for worker in joiners)
 
 
 def _is_urgent(view: View) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Link:
         self.phase: LinkPhase = "starting"
         self.handle: Any = None
         self.ear, self.warm_up = Ear(), WarmUp()
+        self.ready_s = 0.0  # when it said so
         self.is_finishing = False  # it writes its model, and may be silent for long
         self._is_dismissed = False
         self._actors = actors
@@ -73,6 +75,8 @@ class Link:
 
     def _say(self, event: Event) -> None:
         self.warm_up.hear(event["kind"])
+        if event["kind"] == "ready":
+            self.ready_s = time.time()
         self._post(event)
 
     def _patience_s(self) -> float:

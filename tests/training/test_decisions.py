@@ -7,7 +7,7 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.training.decisions import IDLE, Go, LinkPhase, View, Wait, all_items, decide, leftover
+from runtime.training.decisions import IDLE, TOGETHER_S, Go, LinkPhase, View, Wait, all_items, decide, leftover
 from runtime.training.generation import form
 from tests.training.undisturbed import slots, tiny_spec
 
@@ -59,6 +59,22 @@ def test_training_goes_on_until_all_joiners_are_ready() -> None:
     go = decide(view("abc", "ab", phases | {"c": "ready"}))
     assert trained(go) == ["a", "b", "c"]
     assert go.is_graceful
+
+
+def test_who_is_ready_waits_half_a_second_for_others_that_join() -> None:
+    phases = {"a": "training", "b": "training", "c": "ready", "d": "starting"}
+    assert decide(view("abcd", "ab", phases, ready_s={"c": 7.0}, now_s=7.0 + TOGETHER_S / 2)) == Wait()
+    go = decide(view("abcd", "ab", phases, ready_s={"c": 7.0}, now_s=7.0 + TOGETHER_S))
+    assert trained(go) == ["a", "b", "c"]
+    assert go.is_graceful
+    joined = {"a": "training", "b": "training", "c": "training", "d": "starting"}
+    assert decide(view("abcd", "abc", joined, ready_s={"c": 7.0}, now_s=9.0)) == Wait()
+    assert trained(decide(view("abcd", "abc", joined | {"d": "ready"}, now_s=9.0))) == ["a", "b", "c", "d"]
+
+
+def test_who_takes_a_leaver_s_place_waits_for_all_that_do() -> None:
+    phases = {"a": "training", "b": "training", "c": "ready", "d": "starting"}
+    assert decide(view("acd", "ab", phases, ready_s={"c": 0.0}, now_s=9.0)) == Wait()
 
 
 def test_a_joiner_that_does_not_come_up_is_left_out() -> None:
