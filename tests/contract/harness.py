@@ -10,8 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from scheduler.clock import ManualClock
 from scheduler.domain import events
-from scheduler.domain.cluster import Lease, Site
+from scheduler.domain.cluster import Device, Lease, LeaseKey, LeaseState, Site
 from scheduler.domain.jobs import Job
 from scheduler.executor import Executor
 
@@ -51,3 +52,48 @@ class Harness(ABC):
     def seen(self, kind: type[E]) -> list[E]:
         """All events of a kind so far, in order."""
         return [event for event in self.events if isinstance(event, kind)]
+
+
+class PlayedHarness(Harness):
+    """A home on a manual clock: waiting is playing one instant after the other."""
+
+    PATIENCE_S = 60.0
+
+    def __init__(self, site: str) -> None:
+        self.clock = ManualClock()
+        self.events = []
+        self.site = Site(site, connected=True)
+        self._count = 0
+
+    @abstractmethod
+    def lend(self, node: str) -> tuple[Device, ...]:
+        """A new node's owner lends it; its devices."""
+
+    @abstractmethod
+    def next_s(self) -> float | None:
+        """The next instant at which something happens."""
+
+    @abstractmethod
+    def play(self, at_s: float) -> None:
+        """What happens at this instant."""
+
+    def new_leases(self, count: int) -> Sequence[Lease]:
+        """See `Harness`."""
+        return [self._new_lease() for _ in range(count)]
+
+    def _new_lease(self) -> Lease:
+        self._count += 1
+        key = LeaseKey(f"n{self._count}", self._count)
+        devices = self.lend(key.node)
+        return Lease(key, self.site.id, LeaseState.GRANTED, devices, key.node, self.clock.now_s(), "c")
+
+    def wait_until(self, condition: Callable[[], bool]) -> bool:
+        """See `Harness`."""
+        end_s = self.clock.now_s() + self.PATIENCE_S
+        while not condition():
+            at_s = self.next_s()
+            if at_s is None or at_s > end_s:
+                return False
+            self.clock.advance_to(at_s)
+            self.play(at_s)
+        return True

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
-from scheduler.clock import ManualClock
 from scheduler.domain import events
-from scheduler.domain.cluster import Lease, LeaseKey, LeaseState, Site
+from scheduler.domain.cluster import Device, Lease
 from scheduler.domain.jobs import Job, JobKind, JobState, Role, RoleNeed
 from scheduler.simulation.job_clock import JobClock, Physics
 from scheduler.simulation.job_mix import MixJob
 from scheduler.simulation.trace_executor import DEVICES, TraceExecutor
 from tests.contract.executor_contract import ExecutorContract, assign, join_all
-from tests.contract.harness import Harness
-
-PATIENCE_S = 60.0
+from tests.contract.harness import Harness, PlayedHarness
 
 
-class TraceHarness(Harness):
-    """A trace whose nodes are idle when they are asked for. Waiting is ending one instant after the other."""
+class TraceHarness(PlayedHarness):
+    """A trace whose nodes are idle when they are asked for. An instant is ended before the next."""
 
     def __init__(self) -> None:
-        self.clock = ManualClock()
-        self.events: list[events.Event] = []
+        super().__init__("trace")
         self.executor = self._trace = TraceExecutor(self.clock, self.events.append)
-        self.site = Site("trace", connected=True)
         self._trace.open_site("trace")
-        self._count = 0
 
-    def new_leases(self, count: int) -> Sequence[Lease]:
-        return [self._new_lease() for _ in range(count)]
-
-    def _new_lease(self) -> Lease:
-        self._count += 1
-        node = f"n{self._count}"
+    def lend(self, node: str) -> tuple[Device, ...]:
         self._trace.lend(node, "trace", 0.0)
-        key = LeaseKey(node, self._count)
-        return Lease(key, "trace", LeaseState.GRANTED, DEVICES, node, self.clock.now_s(), "c")
+        return DEVICES
 
     def new_job(self, min_width: int, max_width: int) -> Job:
         need = RoleNeed(Role.TRAINER, min_width, max_width)
@@ -50,17 +38,16 @@ class TraceHarness(Harness):
     def kill(self, lease: Lease) -> None:
         self._trace.take_back(lease.key.node, 0.0)
 
-    def wait_until(self, condition: Callable[[], bool]) -> bool:
-        end_s = self.clock.now_s() + PATIENCE_S
+    def next_s(self) -> float | None:
+        return self._trace.next_s()
+
+    def play(self, at_s: float) -> None:
+        self._trace.play(at_s)
         self._trace.close()
-        while not condition():
-            next_s = self._trace.next_s()
-            if next_s is None or next_s > end_s:
-                return False
-            self.clock.advance_to(next_s)
-            self._trace.play(next_s)
-            self._trace.close()
-        return True
+
+    def wait_until(self, condition: Callable[[], bool]) -> bool:
+        self._trace.close()
+        return super().wait_until(condition)
 
 
 class TestTrace(ExecutorContract):

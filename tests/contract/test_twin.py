@@ -2,60 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import pytest
 
-from scheduler.clock import ManualClock
-from scheduler.domain import events
-from scheduler.domain.cluster import Lease, LeaseKey, LeaseState, Site
+from scheduler.domain.cluster import Device, Lease
 from scheduler.domain.jobs import Job, JobKind, JobState, Role, RoleNeed
 from scheduler.simulation.executor import TwinExecutor
 from tests.contract.executor_contract import AccidentContract
-from tests.contract.harness import Harness
+from tests.contract.harness import Harness, PlayedHarness
 from tests.scheduler.world import devices
 
-PATIENCE_S = 60.0
 
-
-class TwinHarness(Harness):
-    """The twin on a manual clock: waiting is moving the clock."""
+class TwinHarness(PlayedHarness):
+    """The twin."""
 
     def __init__(self) -> None:
-        self.clock = ManualClock()
-        self.events: list[events.Event] = []
-        self.executor = TwinExecutor(self.clock, self.events.append, warmup_s=2.0)
-        self.site = Site("s", connected=True)
-        self.executor.open_site("s")
-        self._count = 0
+        super().__init__("s")
+        self.executor = self._twin = TwinExecutor(self.clock, self.events.append, warmup_s=2.0)
+        self._twin.open_site("s")
 
-    def new_leases(self, count: int) -> Sequence[Lease]:
-        return [self._new_lease() for _ in range(count)]
-
-    def _new_lease(self) -> Lease:
-        self._count += 1
-        node = f"n{self._count}"
-        self.executor.add_node(node, "s", devices(1))
-        self.executor.owner_lends(node)
-        key = LeaseKey(node, self._count)
-        return Lease(key, "s", LeaseState.GRANTED, devices(1), node, self.clock.now_s(), "c")
+    def lend(self, node: str) -> tuple[Device, ...]:
+        self._twin.add_node(node, "s", devices(1))
+        self._twin.owner_lends(node)
+        return devices(1)
 
     def new_job(self, min_width: int, max_width: int) -> Job:
         need = RoleNeed(Role.TRAINER, min_width, max_width)
         return Job("job-000001", "j", JobKind.TRAIN, "ada", JobState.QUEUED, 0.0, "{}", (need,), site="s")
 
     def kill(self, lease: Lease) -> None:
-        self.executor.kill(lease.key.node)
+        self._twin.kill(lease.key.node)
 
-    def wait_until(self, condition: Callable[[], bool]) -> bool:
-        end_s = self.clock.now_s() + PATIENCE_S
-        while not condition():
-            next_s = self.executor.next_s()
-            if next_s is None or next_s > end_s:
-                return False
-            self.clock.advance_to(next_s)
-            self.executor.play(next_s)
-        return True
+    def next_s(self) -> float | None:
+        return self._twin.next_s()
+
+    def play(self, at_s: float) -> None:
+        self._twin.play(at_s)
 
 
 class TestTwin(AccidentContract):
