@@ -30,7 +30,8 @@ def controller(tmp_path: Path) -> TrainController:
     made._generation, made._target = form(1, workers), Assignment("job-1", 1, workers, "start", spec=spec)
     handle = SimpleNamespace(cancel=SimpleNamespace(remote=nothing))
     links: dict[str, Any] = {
-        s.worker: SimpleNamespace(slot=s, phase="training", dismiss=nothing, handle=handle) for s in workers
+        s.worker: SimpleNamespace(slot=s, phase="training", ready_s=0.0, dismiss=nothing, handle=handle)
+        for s in workers
     }
     made._links = links
     return made
