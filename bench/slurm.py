@@ -314,7 +314,7 @@ def _warm_up_rows(log: Sequence[Logged], seen: Seen, work: str) -> Iterator[Row]
         yield row("of it until the worker is useful (Ray, torch, ours)", "s", medians["useful"] - medians["ready"])
     found = [worker_parts(event) for event in seen.first_steps] if work == "train" else []
     for part in dict.fromkeys(itertools.chain.from_iterable(found)):
-        yield row(f"of the worker's: {part}", "s", statistics.median(one[part] for one in found if part in one))
+        yield row(f"of the worker's: {part}", "s", statistics.median(one.get(part, 0.0) for one in found))
 
 
 def _stages(pilot: Logged, looks: Sequence[Look]) -> dict[str, float]:

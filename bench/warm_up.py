@@ -83,7 +83,7 @@ def measure(rounds: int) -> Mapping[str, float]:
         bench = Bench(cluster)
         found = [bench.round() for _ in range(rounds)]
     names = dict.fromkeys(itertools.chain.from_iterable(found))
-    return {name: statistics.median(one[name] for one in found) for name in names}
+    return {name: statistics.median(one.get(name, 0.0) for one in found) for name in names}
 
 
 def main() -> None:
