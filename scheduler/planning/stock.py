@@ -27,6 +27,7 @@ class Stock:
     def __init__(self, free: Mapping[Place, Spot], lasting: Lasting) -> None:
         self._spots = dict(free)
         self._lasting = lasting
+        self._least_bytes: int | None = None  # memory of the smallest, once somebody asked
         self._together: _Together | None = None
         self._apart: _Apart | None = None
 
@@ -35,6 +36,10 @@ class Stock:
 
     def fitting(self, memory_bytes: int) -> Stock:
         """Those with so much memory; what is taken has to be taken here all the same."""
+        if self._least_bytes is None:
+            self._least_bytes = min((spot.device.memory_bytes for spot in self._spots.values()), default=0)
+        if memory_bytes <= self._least_bytes:
+            return self
         large = {place: s for place, s in self._spots.items() if s.device.memory_bytes >= memory_bytes}
         return self if len(large) == len(self._spots) else Stock(large, self._lasting)
 
