@@ -40,6 +40,11 @@ class PilotJob:
     length_s: float
     node: str = ""
 
+    @property
+    def short_node(self) -> str:
+        """What its node is called at the scheduler."""
+        return short_name(self.node)
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from agents.batch import Machine, PilotState, short_name
+from agents.batch import Machine, PilotState
 
 TOO_MANY = 3
 
@@ -30,7 +30,7 @@ class EarlyEnds:
     def look(self, machine: Machine, present: Collection[str]) -> None:
         """One look. `present` are nodes (their short names) whose agents are with the scheduler."""
         live = {pilot.id for pilot in machine.pilots if pilot.state is not PilotState.ENDING}
-        here = {pilot.id for pilot in machine.in_state(PilotState.RUNNING) if short_name(pilot.node) in present}
+        here = {pilot.id for pilot in machine.in_state(PilotState.RUNNING) if pilot.short_node in present}
         never_seen = max(0, self._submitted - len(live - self._awaited - self._came))
         ended = len(self._awaited - live) + never_seen
         self.in_a_row = 0 if here - self._came else self.in_a_row + ended

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agents.batch import Limits, Machine, Order, PilotJob, PilotState, short_name
+from agents.batch import Limits, Machine, Order, PilotJob, PilotState
 
 NICE_STEP = 50
 """Between one length and the next shorter one."""
@@ -96,9 +96,7 @@ def _doomed(machine: Machine, work: Work, bag: Bag) -> set[str]:
     """
     running = machine.in_state(PilotState.RUNNING)
     leaving = {p.id for p in running if p.node in machine.leaving}
-    staying = sorted(
-        (p for p in running if p.id not in leaving), key=lambda p: (short_name(p.node) in work.at_work, _age(p))
-    )
+    staying = sorted((p for p in running if p.id not in leaving), key=lambda p: (p.short_node in work.at_work, _age(p)))
     allowed = work.nodes if bag.cap is None else min(work.nodes, bag.cap)
     return leaving | {p.id for p in staying[: max(0, len(staying) - allowed)]}
 
